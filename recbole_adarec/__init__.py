@@ -1,0 +1,18 @@
+"""AdaRec for RecBole: distil a large sequential recommender into a small one whose architecture is searched.
+
+>>> from recbole_adarec import run_adarec, load_student
+>>> report = run_adarec(dataset="ml-100k", run_dir="saved/demo")
+>>> student = load_student("saved/demo")
+>>> student.recommend(["50", "172", "181"], k=10)
+"""
+
+from recbole_adarec.deployment.recommender import Recommender, load_student
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.architecture import Architecture
+from recbole_adarec.pipeline import run_adarec
+from recbole_adarec.registry import register
+
+__version__ = "0.1.0"
+__all__ = ["AdaRecError", "Architecture", "Recommender", "load_student", "register", "run_adarec"]
+
+register()

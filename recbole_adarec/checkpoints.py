@@ -1,0 +1,91 @@
+"""Model files of a run: weights and all that is needed to rebuild the model without its dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.files import load_checkpoint, save_checkpoint
+
+FORMAT = "recbole-adarec-model/1"
+
+
+class _StoredDataset:
+    """As much of a RecBole dataset as a model asks for: the number of items."""
+
+    def __init__(self, n_items: int) -> None:
+        self.n_items = n_items
+
+    def num(self, field: str) -> int:
+        return self.n_items
+
+
+def save_model(path: str | Path, model: torch.nn.Module, config: Any, **extra: Any) -> None:
+    """Write a model file.
+
+    Parameters
+    ----------
+    path : path-like
+        Where; what stood there is replaced in one step.
+    model : Module
+        One of our models.
+    config : recbole.config.Config
+        The configuration that it was built from.
+    **extra
+        Plain values and tensors kept beside it: results, history, distillation state.
+    """
+    save_checkpoint(
+        path,
+        {
+            "format": FORMAT,
+            "model": type(model).__name__ if config is None else config["model"],
+            "config": config.final_config_dict,
+            "n_items": model.n_items,
+            "state_dict": model.state_dict(),
+            **extra,
+        },
+    )
+
+
+def load_state(path: str | Path, device: torch.device | str = "cpu", *, expected: str) -> dict[str, Any]:
+    """The content of a model file that holds the model `expected`.
+
+    Raises
+    ------
+    AdaRecError
+        If it is missing, damaged, or holds another model.
+    """
+    content = load_checkpoint(path, device, expected=FORMAT)
+    if content.get("model") != expected:
+        raise AdaRecError(f"{path} holds a {content.get('model')!r}, expected {expected!r}")
+    return content
+
+
+def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> Any:
+    """The model of a loaded model file, in evaluation mode."""
+    from recbole.utils import get_model
+
+    config = {**content["config"], "device": torch.device(device)}
+    model = get_model(content["model"])(_Stored(config), _StoredDataset(content["n_items"]))
+    try:
+        model.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise AdaRecError(
+            f"the weights of this {content['model']} do not fit its configuration: {' '.join(str(error).split())[:200]}"
+        ) from error
+    return model.to(device).eval()
+
+
+class _Stored(dict[str, Any]):
+    """A stored configuration; like RecBole's, it gives None for what it does not have."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu", *, expected: str) -> Any:
+    """The model in a file that `save_model` wrote, in evaluation mode."""
+    return build_model(load_state(path, device, expected=expected), device)

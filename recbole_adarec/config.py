@@ -1,0 +1,243 @@
+"""RecBole's configuration with our properties, strict keys and no second reader of the command line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import recbole
+import yaml
+from recbole.config import Config
+from recbole.utils import argument_list
+
+from recbole_adarec.distillation.transport import DISTANCES, MAPPINGS
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.operations import check_operations
+from recbole_adarec.model.supernet import COSTS
+from recbole_adarec.model.teacher import BACKBONES
+from recbole_adarec.settings import Loader, find_file, load_yaml, model_defaults, run_defaults
+
+STAGES = {"teacher": "AdaRecTeacher", "search": "AdaRecSupernet", "student": "AdaRecStudent"}
+_RECBOLE = Path(recbole.__file__).parent
+
+# Keys that RecBole knows without writing them into a properties file.
+_RECBOLE_EXTRA = {
+    "model", "config_files", "nproc", "ip", "port", "world_size", "group_offset", "offset", "local_rank",
+    "valid_metric_bigger", "enable_amp", "enable_scaler", "reg_weight", "transform", "numerical_features",
+    "wandb_project", "embedding_size", "data_path", "config_file",
+}  # fmt: skip
+
+# Types of the keys whose default is nothing.
+_OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
+    "run_dir": (str,),
+    "architecture": (str, dict),
+    "threads": (int,),
+    "cost_budget": (int, float),
+    "teacher_path": (str,),
+    "supernet_path": (str,),
+    "clip_grad_norm": (dict,),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "backbone": tuple(BACKBONES),
+    "layer_mapping": MAPPINGS,
+    "hidden_distance": tuple(DISTANCES),
+    "cost": COSTS,
+}
+# Inclusive ranges of our numbers; None is no bound.
+_RANGES: dict[str, tuple[float | None, float | None]] = {
+    "hidden_size": (1, None), "cells": (1, None), "nodes": (1, 64), "distilled_layers": (1, None),
+    "block_num": (1, None), "kernel_size": (1, None), "n_layers": (1, None), "n_heads": (1, None),
+    "inner_size": (1, None), "taught_positions": (1, None), "mask_ratio": (0, 1), "last_mask_ratio": (0, 1),
+    "dropout_prob": (0, 0.99), "epochs": (0, None), "train_batch_size": (1, None), "eval_batch_size": (1, None),
+    "learning_rate": (0, None), "learning_rate_decay": (0, 1), "alpha_learning_rate": (0, None),
+    "alpha_users": (0, 1), "alpha_warmup": (0, None), "gumbel_decay": (0, 1), "gumbel_temperature": (1e-3, None),
+    "gamma": (0, 1), "beta": (0, None), "cost_budget": (0, None), "layer_weight_floor": (0, 1),
+    "layer_weight_momentum": (0, 0.9999), "kd_temperature": (1e-3, None), "teacher_cache_mb": (0, None),
+    "threads": (1, None), "latency_repeats": (1, None), "MAX_ITEM_LIST_LENGTH": (1, None),
+}  # fmt: skip
+
+
+class AdaRecConfig(Config):
+    """RecBole's `Config` over values that are already parsed: it reads no command line and evaluates nothing."""
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return {}
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        return config_dict
+
+    def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
+        return Loader
+
+
+def resolve(
+    dataset: str | None = None,
+    config_files: list[str] | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All values that the user gave, over the defaults of a run; files in order, then `overrides`.
+
+    Parameters
+    ----------
+    dataset : str, optional
+        The dataset's name; wins over the files.
+    config_files : list of str
+        Looked for where the user stands, then in properties/.
+    overrides : dict
+        Single values.
+
+    Returns
+    -------
+    dict
+        Checked; stage prefixes are still in place.
+
+    Raises
+    ------
+    AdaRecError
+        For an unknown key (names the nearest), a wrong type, a value out of range, a file that is not there.
+    """
+    given: dict[str, Any] = {}
+    for name in config_files or []:
+        path = find_file(name, "config_files")
+        content = load_yaml(path)
+        _check(content, str(path))
+        given.update(content)
+    overrides = dict(overrides or {})
+    if dataset is not None:
+        overrides["dataset"] = dataset
+    _check(overrides, "command line or config_dict")
+    given.update(overrides)
+    if "embedding_size" in given:  # RecBole's word for it in some of its models
+        size = given.pop("embedding_size")
+        if given.setdefault("hidden_size", size) != size:
+            raise AdaRecError("embedding_size and hidden_size are two words for the same thing here; give one of them")
+    values = {**run_defaults(), **given}
+    if "load_col" not in given and not (_RECBOLE / "properties/dataset" / f"{values['dataset']}.yaml").is_file():
+        fields = load_yaml(_RECBOLE / "properties/dataset/sample.yaml") | values
+        values["load_col"] = {"inter": [fields[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]}
+    return values
+
+
+def stage_values(values: dict[str, Any], stage: str) -> dict[str, Any]:
+    """The values of one stage: those with its prefix, over those without any; the others' prefixes are left out."""
+    prefixes = tuple(f"{name}_" for name in (*STAGES, "baseline"))
+    known = _known_keys()
+    own: dict[str, Any] = {}
+    for key, value in values.items():
+        prefix = next((p for p in prefixes if key.startswith(p) and key not in known), None)
+        if prefix is None:
+            own.setdefault(key, value)
+    own.update(
+        {
+            key.removeprefix(f"{stage}_"): value
+            for key, value in values.items()
+            if key.startswith(f"{stage}_") and key not in known
+        }
+    )
+    return own
+
+
+def stage_config(values: dict[str, Any], stage: str, **extra: Any) -> AdaRecConfig:
+    """RecBole's configuration of one stage of a run.
+
+    Parameters
+    ----------
+    values : dict
+        What `resolve` returned.
+    stage : str
+        ``teacher``, ``search`` or ``student``.
+    **extra
+        Values that the run itself sets.
+    """
+    own = stage_values(values, stage) | extra
+    if own.get("architecture") is None:
+        own.pop("architecture", None)
+    return make_config(STAGES[stage], own)
+
+
+def make_config(model: str, values: dict[str, Any]) -> AdaRecConfig:
+    """RecBole's configuration of a model, with its refusals as one line."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    values = {key: value for key, value in values.items() if key not in ("dataset", "model")} | {
+        "dataset": values["dataset"]
+    }
+    try:
+        return AdaRecConfig(model=model, dataset=values["dataset"], config_dict=values)
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError, AttributeError) as error:
+        raise AdaRecError(f"configuration of {model}: {' '.join(str(error).split())}") from error
+    finally:
+        if values.get("gpu_id") is None and visible is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible  # RecBole would hide every device but the first
+
+
+def _known_keys() -> set[str]:
+    known = set(run_defaults()) | _RECBOLE_EXTRA
+    for name in STAGES.values():
+        known |= set(model_defaults(name))
+    for file in ("overall.yaml", "dataset/sample.yaml", "dataset/ml-100k.yaml"):
+        known |= set(load_yaml(_RECBOLE / "properties" / file))
+    for group in ("general", "training", "evaluation", "dataset"):
+        known |= set(getattr(argument_list, f"{group}_arguments"))
+    return known
+
+
+def _baseline_keys(baselines: Any) -> set[str]:
+    keys: set[str] = set()
+    for name in baselines if isinstance(baselines, list) else []:
+        path = _RECBOLE / "properties/model" / f"{name}.yaml"
+        if path.is_file():
+            keys |= set(load_yaml(path))
+    return keys
+
+
+def _check(values: dict[str, Any], where: str) -> None:
+    known = _known_keys() | _baseline_keys(values.get("baselines"))
+    defaults: dict[str, Any] = {}
+    for file in ("dataset/sample.yaml", "overall.yaml"):
+        defaults |= load_yaml(_RECBOLE / "properties" / file)
+    for name in STAGES.values():
+        defaults |= model_defaults(name)
+    defaults |= run_defaults()
+    for key, value in values.items():
+        name = _unprefixed(str(key), known)
+        if name is None:
+            nearest = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.0)
+            raise AdaRecError(f"unknown key {key!r} in {where}; the nearest known key is {nearest[0]!r}")
+        _check_value(str(key), name, value, defaults.get(name), where)
+
+
+def _unprefixed(key: str, known: set[str]) -> str | None:
+    if key in known:
+        return key
+    for stage in (*STAGES, "baseline"):
+        if key.startswith(f"{stage}_") and (key.removeprefix(f"{stage}_") in known or stage == "baseline"):
+            return key.removeprefix(f"{stage}_")
+    return None
+
+
+def _check_value(key: str, name: str, value: Any, default: Any, where: str) -> None:
+    expected = _OPTIONAL_TYPES.get(name)
+    if value is None and (expected is not None or default is None):
+        return
+    if expected is None and default is not None:
+        expected = (int, float) if isinstance(default, float) else (type(default),)
+    if name in ("gpu_id", "topk", "metrics", "split", "eval_args"):  # RecBole itself takes several types
+        expected = None
+    if expected is not None:
+        wrong_bool = isinstance(value, bool) and bool not in expected
+        if not isinstance(value, expected) or wrong_bool:
+            names = " or ".join("number" if t is float else t.__name__ for t in expected)
+            raise AdaRecError(f"{key} in {where} is {value!r} ({type(value).__name__}), expected {names}")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise AdaRecError(f"{key} in {where}: unknown value {value!r}; known are {', '.join(_CHOICES[name])}")
+    if name in _RANGES and isinstance(value, (int, float)):
+        low, high = _RANGES[name]
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise AdaRecError(f"{key} in {where} is {value!r}, expected {bounds}")
+    if name == "operations":
+        if not value:
+            raise AdaRecError(f"{key} in {where} is empty, expected at least one operation")
+        check_operations(value, f"{key} in {where}")

@@ -1,0 +1,75 @@
+"""From a configuration to RecBole's loaders, with a clear word when the data is not what it should be."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import recbole
+from recbole.data import create_dataset, data_preparation
+
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.settings import load_yaml
+
+
+class Loaders(NamedTuple):
+    """RecBole's loaders of one model's dataset, and the dataset itself."""
+
+    dataset: Any
+    train: Any
+    valid: Any
+    test: Any
+
+
+def load_data(config: Any) -> Loaders:
+    """RecBole's dataset and loaders of a configuration.
+
+    Raises
+    ------
+    AdaRecError
+        If the dataset is unknown, cannot be downloaded, lacks a field, or has too little in it.
+    """
+    _check_files(config)
+    try:
+        dataset = create_dataset(config)
+        loaders = Loaders(dataset, *data_preparation(config, dataset))
+    except (ValueError, IndexError, KeyError) as error:
+        raise AdaRecError(f"dataset {config['dataset']!r}: {' '.join(str(error).split())}") from error
+    return loaders
+
+
+def _check_files(config: Any) -> None:
+    """Look before RecBole does: is the file there, or a download known, and does it have the columns."""
+    name, folder = config["dataset"], Path(config["data_path"])
+    file = folder / f"{name}.inter"
+    if not folder.is_dir():
+        downloads = load_yaml(Path(recbole.__file__).parent / "properties/dataset/url.yaml")
+        if name in downloads:
+            return  # RecBole downloads it
+        there = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+        nearest = difflib.get_close_matches(name, [*there, *downloads, "ml-100k"], n=1)
+        hint = f"; did you mean {nearest[0]!r}" if nearest else ""
+        found = ", ".join(there) if there else "nothing"
+        raise AdaRecError(
+            f"unknown dataset {name!r}: looked for {file}, found {found} in {folder.parent}, and RecBole knows no "
+            f"download of that name{hint}; give the folder above it with --data_path="
+        )
+    if not file.is_file():
+        raise AdaRecError(
+            f"dataset {name!r}: no file {file}; {folder} holds {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}"
+        )
+    with file.open(encoding=config["encoding"] or "utf-8") as lines:
+        header = lines.readline().rstrip("\n").split(config["field_separator"])
+    columns = {column.split(":")[0]: column for column in header}
+    for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
+        if config[key] not in columns:
+            what = "sequences need the order of interactions; " if key == "TIME_FIELD" else ""
+            raise AdaRecError(
+                f"dataset {name!r}: {file} has no column {config[key]!r} ({key}); {what}its columns are "
+                f"{', '.join(columns)}: name the right one with --{key}="
+            )
+        loaded = (config["load_col"] or {}).get("inter")
+        if loaded not in (None, "*") and config[key] not in loaded:
+            raise AdaRecError(f"load_col leaves out {config[key]!r} ({key}); add it to load_col: {{inter: [...]}}")
+

@@ -1,0 +1,1 @@
+"""Using a student without the dataset that it was trained on."""

@@ -1,0 +1,99 @@
+"""A student that scores item histories, from its file alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_adarec.checkpoints import build_model, load_state
+from recbole_adarec.errors import AdaRecError
+
+
+class Recommender:
+    """Scores and ranks items for histories of item tokens.
+
+    Parameters
+    ----------
+    model : AdaRecStudent
+        In evaluation mode.
+    item_tokens : list of str
+        The dataset's own name of each item id; id 0 is padding.
+    """
+
+    def __init__(self, model: Any, item_tokens: Sequence[str]) -> None:
+        self.model = model
+        self.item_tokens = list(item_tokens)
+        self.item_ids = {token: index for index, token in enumerate(self.item_tokens)}
+
+    def _ids(self, history: Sequence[str | int]) -> Tensor:
+        """Ids ``[1, L]`` of the last ``MAX_ITEM_LIST_LENGTH`` items."""
+        if isinstance(history, str) or not history:
+            raise AdaRecError(f"history is {history!r}, expected a list of one or more item tokens")
+        ids = []
+        for token in history:
+            index = self.item_ids.get(str(token), 0)
+            if index == 0:
+                raise AdaRecError(f"history: unknown item {str(token)!r}; this student knows {len(self.item_ids) - 1} items")
+            ids.append(index)
+        return torch.tensor([ids[-self.model.max_seq_length :]])
+
+    @torch.no_grad()
+    def scores(self, histories: Sequence[Sequence[str | int]]) -> Tensor:
+        """Scores of all items after each history.
+
+        Parameters
+        ----------
+        histories : sequence of sequences of str
+            Item tokens as the dataset writes them, oldest first.
+
+        Returns
+        -------
+        Tensor
+            ``[B, I]``, in the order of `item_tokens`; the padding item has minus infinity.
+
+        Raises
+        ------
+        AdaRecError
+            If a history is empty or names an item that the student does not know.
+        """
+        if isinstance(histories, str) or not histories:
+            raise AdaRecError("histories is empty, expected a list of histories")
+        rows = [self._ids(history)[0] for history in histories]
+        lengths = torch.tensor([len(row) for row in rows])
+        device = next(self.model.parameters()).device
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+        scores = self.model.item_table.scores(self.model(padded, lengths.to(device)))
+        scores[:, 0] = -torch.inf
+        return scores
+
+    def recommend(self, history: Sequence[str | int], k: int = 10) -> list[tuple[str, float]]:
+        """The k items with the highest scores after a history, with their scores; items of the history included."""
+        if not 1 <= k < len(self.item_tokens):
+            raise AdaRecError(f"k is {k}, expected 1 to {len(self.item_tokens) - 1}")
+        top = self.scores([history])[0].topk(k)
+        return [(self.item_tokens[i], s) for i, s in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+
+
+def load_student(run_dir: str | Path, device: torch.device | str = "cpu") -> Recommender:
+    """The student of a run, ready to score; no dataset file is read.
+
+    Parameters
+    ----------
+    run_dir : path-like
+        Folder of a finished run, or a copy of its student.pth.
+    device : torch.device or str
+        Where it computes.
+
+    Raises
+    ------
+    AdaRecError
+        If there is no student, or its file is damaged or foreign.
+    """
+    path = Path(run_dir)
+    path = path / "student.pth" if path.is_dir() else path
+    content = load_state(path, device, expected="AdaRecStudent")
+    return Recommender(build_model(content, device), content["item_tokens"])

@@ -1,0 +1,164 @@
+"""Many-to-many layer matching by Earth Mover's Distance (AdaRec, section 3.3; BERT-EMD, arXiv 2010.06133, section 3).
+
+In the symbols of method.md: u and v are the weights of the S student and T teacher layers, D their distances, F the
+flow, ``L_hid = sum(F * D)``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import ot
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def kl_distances(student: Tensor, teacher: Tensor) -> Tensor:
+    """``D[i, j] = KL(softmax_C(teacher_j) || softmax_C(student_i))``, mean over positions, all pairs in one product.
+
+    Parameters
+    ----------
+    student : Tensor
+        Projected student layers, ``[S, N, C]``.
+    teacher : Tensor
+        Teacher layers, ``[T, N, C]``.
+
+    Returns
+    -------
+    Tensor
+        ``[S, T]``.
+    """
+    log_q = student.log_softmax(-1).flatten(1)
+    log_p = teacher.log_softmax(-1).flatten(1)
+    p = log_p.exp()
+    return ((p * log_p).sum(1) - log_q @ p.T) / teacher.shape[1]
+
+
+def mse_distances(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of all pairs of layers; parameters and result as in `kl_distances`."""
+    s, t = student.flatten(1), teacher.flatten(1)
+    squares = (s * s).sum(1)[:, None] + (t * t).sum(1) - 2 * s @ t.T
+    return squares / s.shape[1]
+
+
+DISTANCES = {"kl": kl_distances, "mse": mse_distances}
+
+
+def optimal_flow(u: Tensor, v: Tensor, distances: Tensor) -> Tensor:
+    """The flow ``[S, T]`` with row sums u and column sums v of least cost, solved exactly; a constant for gradients."""
+    flow = ot.emd(
+        u.double().cpu().numpy(), v.double().cpu().numpy(), np.ascontiguousarray(distances.detach().double().cpu())
+    )
+    return torch.as_tensor(flow, dtype=distances.dtype, device=distances.device)
+
+
+def attend_to_cost(cost: Tensor, floor: float) -> Tensor:
+    """Layer weights from what each layer costs to move (cost attention, BERT-EMD, equations 10 to 12).
+
+    ``softmax((sum(c) / c_i) / 10)``: layers that are cheap to learn gain weight. One layer that costs next to nothing
+    would take all of it, so that the others stop teaching; `floor` is the share of the uniform weight that every
+    layer keeps.
+
+    Parameters
+    ----------
+    cost : Tensor
+        ``c_i``, mean cost of a unit of flow through each layer, ``[n]``.
+    floor : float
+        0 (as published) to 1 (uniform weights).
+    """
+    cost = cost.clamp_min(1e-8)
+    attention = F.softmax(cost.sum() / cost / 10, 0)
+    return (1 - floor) * attention + floor / len(cost)
+
+
+class EMDMapping(torch.nn.Module):
+    """Layer weights as part of the training state, and the loss that they give.
+
+    Parameters
+    ----------
+    student_layers, teacher_layers : int
+        S and T.
+    floor : float
+        Share of the uniform weight that every layer keeps, see `attend_to_cost`.
+    momentum : float
+        Share of the old weights that an update keeps; one batch is a noisy witness of a layer's cost.
+    """
+
+    student_weights: Tensor
+    teacher_weights: Tensor
+    flow: Tensor
+
+    def __init__(self, student_layers: int, teacher_layers: int, floor: float, momentum: float) -> None:
+        super().__init__()
+        self.floor, self.momentum = floor, momentum
+        self.register_buffer("student_weights", torch.full((student_layers,), 1 / student_layers))
+        self.register_buffer("teacher_weights", torch.full((teacher_layers,), 1 / teacher_layers))
+        self.register_buffer("flow", torch.zeros(student_layers, teacher_layers))
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """L_hid of distances ``[S, T]``; the flow is kept for `update` and for the report."""
+        self.flow = optimal_flow(self.student_weights, self.teacher_weights, distances)
+        return (self.flow * distances).sum()
+
+    @torch.no_grad()
+    def update(self, distances: Tensor) -> None:
+        """Move u and v towards the layers that were cheap in the last flow."""
+        moved = self.flow * distances.detach()
+        for weights, cost in ((self.student_weights, moved.sum(1)), (self.teacher_weights, moved.sum(0))):
+            attended = attend_to_cost(cost / weights, self.floor)
+            weights.mul_(self.momentum).add_(attended, alpha=1 - self.momentum)
+            weights.div_(weights.sum())
+
+
+class FixedMapping(torch.nn.Module):
+    """Student layer i learns from one teacher layer, all with the same weight (the ablations of AdaRec, section 5).
+
+    Parameters
+    ----------
+    pairs : list of int
+        The teacher layer of each student layer.
+    teacher_layers : int
+        T.
+    """
+
+    student_weights: Tensor
+    teacher_weights: Tensor
+    flow: Tensor
+
+    def __init__(self, pairs: list[int], teacher_layers: int) -> None:
+        super().__init__()
+        flow = torch.zeros(len(pairs), teacher_layers)
+        flow[torch.arange(len(pairs)), torch.tensor(pairs)] = 1 / len(pairs)
+        self.register_buffer("flow", flow)
+        self.register_buffer("student_weights", flow.sum(1))
+        self.register_buffer("teacher_weights", flow.sum(0))
+
+    def forward(self, distances: Tensor) -> Tensor:
+        return (self.flow * distances).sum()
+
+    def update(self, distances: Tensor) -> None:
+        """Fixed: nothing to update."""
+
+
+def fixed_pairs(name: str, student_layers: int, teacher_layers: int, seed: int) -> list[int]:
+    """Teacher layer of each student layer in the one-to-one mappings.
+
+    ``left``: the first S teacher layers; ``right``: the last S; ``left_jump``: every (T // S)-th from the first;
+    ``right_jump``: every (T // S)-th up to the last; ``random``: S different ones, in order. With more student than
+    teacher layers the last (``left``) or first (``right``) teacher layer is used again.
+    """
+    s, t = student_layers, teacher_layers
+    jump = max(t // s, 1)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(max(s, t), generator=generator)[:s].sort().values.tolist()
+    pairs = {
+        "left": list(range(s)),
+        "right": list(range(t - s, t)),
+        "left_jump": [i * jump for i in range(s)],
+        "right_jump": [t - 1 - (s - 1 - i) * jump for i in range(s)],
+        "random": drawn,
+    }[name]
+    return [min(max(j, 0), t - 1) for j in pairs]
+
+
+MAPPINGS = ("emd", "left", "right", "left_jump", "right_jump", "random", "none")

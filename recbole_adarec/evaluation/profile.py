@@ -1,0 +1,98 @@
+"""What a model costs: parameters, multiply-accumulates, latency and throughput."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Trainable parameters: total, those of the item table, and those of the layers (all others)."""
+    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    n_items = getattr(model, "n_items", None)
+    table = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) and module.num_embeddings in (n_items, (n_items or 0) + 1)
+    )
+    return {"total": total, "item_table": table, "layers": total - table}
+
+
+@torch.no_grad()
+def count_macs(model: Any, interaction: Any) -> int:
+    """Multiply-accumulates of scoring all items for the given batch: matrix products and convolutions."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused transformer layer hides its products
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model.full_sort_predict(interaction)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return int(counter.get_total_flops()) // 2
+
+
+@torch.no_grad()
+def measure_speed(
+    models: Mapping[str, Any], interaction: Any, repeats: int = 200, batch: int = 256
+) -> dict[str, dict[str, Any]]:
+    """Latency of single requests and throughput of batches, the models in turn in one process.
+
+    A machine's speed drifts: the models take turns request by request, so that drift meets all of them.
+
+    Parameters
+    ----------
+    models : mapping of str to model
+        In evaluation mode.
+    interaction : Interaction
+        Rows to score, as RecBole's evaluation loader gives them.
+    repeats : int
+        Single requests, for each model.
+    batch : int
+        Rows of a batch.
+
+    Returns
+    -------
+    dict
+        For each model ``latency_ms`` with ``batch_1_p50`` and ``batch_1_p99``, and ``sequences_per_second``.
+    """
+    device = next(next(iter(models.values())).parameters()).device
+    rows = interaction.to(device)
+    singles = [rows[i : i + 1] for i in range(min(len(rows), 64))]
+    many = rows[torch.arange(batch) % len(rows)]
+
+    def timed(model: Any, request: Any) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        model.full_sort_predict(request)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    for model in models.values():  # warm-up
+        for request in singles[:10]:
+            timed(model, request)
+    single = {name: np.empty(repeats) for name in models}
+    for k in range(repeats):
+        for name, model in models.items():
+            single[name][k] = timed(model, singles[k % len(singles)])
+    batches = {name: np.empty(7) for name in models}
+    for k in range(-1, 7):
+        for name, model in models.items():
+            batches[name][max(k, 0)] = timed(model, many)
+    return {
+        name: {
+            "latency_ms": {
+                "batch_1_p50": float(np.percentile(single[name], 50) * 1e3),
+                "batch_1_p99": float(np.percentile(single[name], 99) * 1e3),
+            },
+            "sequences_per_second": float(batch / np.median(batches[name])),
+        }
+        for name in models
+    }

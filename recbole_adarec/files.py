@@ -1,0 +1,106 @@
+"""Files that are never half-written, and checkpoints that hold no code."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_adarec.errors import AdaRecError
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file under a temporary name in the same folder, then rename it.
+
+    Raises
+    ------
+    AdaRecError
+        If the file cannot be written (no space, no permission). What stood there before stays.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; a result is as readable as any other file of its user.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise AdaRecError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], content: str) -> None:
+    """`write_bytes` for text, in UTF-8."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def plain(value: Any) -> Any:
+    """The same value in types that ``torch.load(weights_only=True)`` admits: tensors, numbers, text, containers."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a numpy scalar
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def save_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Save tensors and plain values, atomically."""
+    buffer = io.BytesIO()
+    torch.save(plain(content), buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu", *, expected: str | None = None
+) -> dict[str, Any]:
+    """Load a checkpoint without executing what is in it.
+
+    Parameters
+    ----------
+    path : path-like
+        A file written by `save_checkpoint`.
+    device : torch.device or str
+        Where the tensors go.
+    expected : str, optional
+        The ``format`` entry that the file must have.
+
+    Raises
+    ------
+    AdaRecError
+        If the file is missing, damaged, holds pickled objects, or is of another format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AdaRecError(f"no checkpoint at {path}")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds here; all of them mean the same to the user
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AdaRecError(
+            f"{path} is damaged or holds more than tensors and plain values, so it is not loaded ({reason[:120]}); "
+            "remove it to have it made again"
+        ) from error
+    if not isinstance(content, dict) or (expected is not None and content.get("format") != expected):
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise AdaRecError(f"{path} is not a checkpoint of this kind: its format is {found!r}, expected {expected!r}")
+    return content

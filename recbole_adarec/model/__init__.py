@@ -1,0 +1,1 @@
+"""Encoders: teachers, operations, cells, the supernet and the student."""

@@ -1,0 +1,157 @@
+"""What teacher, supernet and student have in common: an encoder of item sequences under a softmax over items."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_adarec.data.dataset import TARGETS_PREFIX
+
+
+class Encoding(NamedTuple):
+    """What an encoder makes of a batch of sequences; the one type that passes between the rooms.
+
+    Attributes
+    ----------
+    embedding : Tensor
+        What enters the first layer, ``[B, L, C]``.
+    layers : tuple of Tensor
+        The layers that distillation maps, each ``[B, L, C]``.
+    output : Tensor
+        What the item table scores, ``[B, L, C]``.
+    """
+
+    embedding: Tensor
+    layers: tuple[Tensor, ...]
+    output: Tensor
+
+    def at(self, positions: Tensor) -> Encoding:
+        """The same encoding at chosen positions, a bool mask ``[B, L]``: every tensor becomes ``[N, C]``."""
+        return Encoding(self.embedding[positions], tuple(h[positions] for h in self.layers), self.output[positions])
+
+
+class ItemTable(nn.Module):
+    """Item embeddings, tied with the softmax over items.
+
+    Parameters
+    ----------
+    n_items : int
+        Number of items with the padding item 0.
+    size : int
+        Channels C.
+    extra : int
+        Further inputs that are no items and never scored (BERT4Rec's mask).
+    """
+
+    def __init__(self, n_items: int, size: int, extra: int = 0, std: float = 0.02) -> None:
+        super().__init__()
+        self.n_items = n_items
+        self.embedding = nn.Embedding(n_items + extra, size, padding_idx=0)
+        nn.init.normal_(self.embedding.weight, std=std)
+        with torch.no_grad():
+            self.embedding.weight[0].zero_()
+
+    @property
+    def items(self) -> Tensor:
+        """Embeddings of the items alone, ``[I, C]``."""
+        return self.embedding.weight[: self.n_items]
+
+    def forward(self, item_seq: Tensor) -> Tensor:
+        """Embed ids ``[...]`` as ``[..., C]``."""
+        return self.embedding(item_seq)
+
+    def scores(self, states: Tensor) -> Tensor:
+        """Logits of all items, ``[N, C]`` to ``[N, I]``."""
+        return F.linear(states, self.items)
+
+
+class SequenceRecommender(SequentialRecommender):
+    """A recommender whose subclass writes `encode`; what RecBole asks of a model is written here, once.
+
+    The methods below hold for causal encoders: every position is trained, read and taught at. An encoder that sees
+    the future overrides `last_state`, `training_states` and `taught`.
+    """
+
+    input_type = InputType.POINTWISE  # one row, one positive; targets of a window come in one field
+
+    item_table: ItemTable
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.TARGETS = TARGETS_PREFIX + self.ITEM_SEQ
+
+    def encode(self, item_seq: Tensor) -> Encoding:
+        """Encode right-padded item ids, int64 ``[B, L]``."""
+        raise NotImplementedError
+
+    def last_state(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
+        """The state that predicts the item after each sequence, ``[B, C]``."""
+        return self.gather_indexes(self.encode(item_seq).output, lengths - 1)
+
+    def training_states(self, item_seq: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """States ``[N, C]`` and the items ``[N]`` that they are trained to predict, at every real position."""
+        real = targets != 0
+        return self.encode(item_seq).output[real], targets[real]
+
+    def taught(self, item_seq: Tensor) -> tuple[Encoding, Tensor]:
+        """Encoding ``[N, C]`` at the positions where this model may teach, and those positions as a mask ``[B, L]``."""
+        real = item_seq != 0
+        return self.encode(item_seq).at(real), real
+
+    def forward(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
+        """As RecBole's models: the state of each sequence, ``[B, C]``."""
+        return self.last_state(item_seq, lengths)
+
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        """Cross entropy of the next item, mean over every real position of the windows."""
+        states, labels = self.training_states(interaction[self.ITEM_SEQ], interaction[self.TARGETS])
+        return F.cross_entropy(self.item_table.scores(states), labels)
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores of all items, ``[B, I]``."""
+        return self.item_table.scores(self(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]))
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Scores of the given items, ``[B]``."""
+        states = self(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        return (states * self.item_table(interaction[self.ITEM_ID])).sum(-1)
+
+
+class CausalConv(nn.Module):
+    """Convolution over time that sees no later position.
+
+    Written as one matrix product over shifted copies: measured twice as fast as ``Conv1d`` on a CPU for 64 channels,
+    with no transposition of ``[B, L, C]``.
+
+    Parameters
+    ----------
+    size : int
+        Channels in and out.
+    kernel : int
+        Number of taps.
+    dilation : int
+        Distance of the taps in positions.
+    bias : bool
+        Whether each output channel has an offset.
+    """
+
+    def __init__(self, size: int, kernel: int, dilation: int = 1, bias: bool = True) -> None:
+        super().__init__()
+        self.kernel, self.dilation = kernel, dilation
+        self.linear = nn.Linear(kernel * size, size, bias)
+
+    @property
+    def reach(self) -> int:
+        """How many earlier positions it sees."""
+        return (self.kernel - 1) * self.dilation
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
+        length = x.shape[1]
+        padded = F.pad(x, (0, 0, self.reach, 0))
+        taps = [padded[:, k * self.dilation : k * self.dilation + length] for k in range(self.kernel)]
+        return self.linear(torch.cat(taps, -1))

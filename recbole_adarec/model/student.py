@@ -1,0 +1,84 @@
+"""The student: the architecture that the search found, and nothing of the supernet around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from recbole_adarec.model.architecture import Architecture
+from recbole_adarec.model.base import Encoding, ItemTable, SequenceRecommender
+from recbole_adarec.model.cell import Cell, live_edges
+from recbole_adarec.settings import find_file
+
+
+class CellStack(SequenceRecommender):
+    """``embedding -> S cells -> softmax``: what supernet and student have in common.
+
+    Parameters
+    ----------
+    config, dataset
+        As RecBole gives them; ``dropout_prob`` is read here.
+    size : int
+        Channels C.
+    cells : list of Cell
+        The S cells.
+    """
+
+    def __init__(self, config: Any, dataset: Any, size: int, cells: list[Cell]) -> None:
+        super().__init__(config, dataset)
+        self.hidden_size = size
+        self.item_table = ItemTable(self.n_items, size)
+        self.cells = nn.ModuleList(cells)
+        self.dropout = nn.Dropout(config["dropout_prob"])
+
+    def encode_edges(self, item_seq: Tensor, edge: Callable[[int, int, Tensor], Tensor | None]) -> Encoding:
+        """Encode ids ``[B, L]``; `edge` gives the value of an edge from cell, edge number and source, or None."""
+        x = embedding = self.dropout(self.item_table(item_seq))
+        layers = []
+        for number, cell in enumerate(self.cells):
+            x = cell(x, partial(edge, number))
+            layers.append(x)
+        return Encoding(embedding, tuple(layers), self.dropout(x))
+
+
+class AdaRecStudent(CellStack):
+    """A student of a given architecture (AdaRec, arXiv 2107.07173, section 3).
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        ``architecture`` is an `Architecture`, its dictionary, or the path of its file.
+    dataset : recbole.data.dataset.Dataset
+        Gives the number of items.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        architecture = as_architecture(config["architecture"])
+        cells = []
+        for operations in architecture.cells:
+            live = live_edges(operations, architecture.nodes)
+            kept = [[name] if alive else [] for name, alive in zip(operations, live, strict=True)]
+            cells.append(Cell(architecture.hidden_size, kept, architecture.nodes))
+        super().__init__(config, dataset, architecture.hidden_size, cells)
+        self.architecture = architecture
+
+    def encode(self, item_seq: Tensor) -> Encoding:
+        return self.encode_edges(item_seq, self._edge)
+
+    def _edge(self, cell: int, number: int, source: Tensor) -> Tensor | None:
+        for operation in self.cells[cell].edges[number].values():
+            return operation(source)
+        return None
+
+
+def as_architecture(value: Any) -> Architecture:
+    """An `Architecture` from itself, its dictionary, or a file (looked for like a config file)."""
+    if isinstance(value, Architecture):
+        return value
+    if isinstance(value, dict):
+        return Architecture.from_dict(value)
+    return Architecture.load(find_file(value, "architecture"))
+

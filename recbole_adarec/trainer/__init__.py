@@ -1,0 +1,1 @@
+"""Trainers of the three stages, on RecBole's own."""

@@ -1,0 +1,117 @@
+"""The epoch that all stages share: one progress bar for a stage, a cosine on the learning rate, a record for the report."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from recbole.trainer import Trainer
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+
+class StageTrainer(Trainer):
+    """RecBole's trainer whose subclass says what a batch does.
+
+    Fitting, early stopping, evaluation, checkpoints and logging are RecBole's.
+
+    Attributes
+    ----------
+    history : list of dict
+        One record for each epoch: mean losses, ``valid_score`` where it was evaluated, and what a stage adds.
+    """
+
+    stage = "training"
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.history: list[dict[str, Any]] = []
+        self.steps_done = 0
+        self.bar: tqdm[None] | None = None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=bool(self.enable_scaler))
+
+    def batch_losses(self, interaction: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch and its parts for the record."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """What follows an update of the weights."""
+
+    def epoch_record(self) -> dict[str, Any]:
+        """What a stage adds to the record of an epoch."""
+        return {}
+
+    def batches(self, train_data: Any) -> Iterable[Any]:
+        """The batches of an epoch."""
+        return train_data  # type: ignore[no-any-return]
+
+    def batch_count(self, train_data: Any) -> int:
+        """How many batches an epoch has."""
+        return len(train_data)
+
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+    ) -> float:
+        self.model.train()
+        count = self.batch_count(train_data)
+        if self.bar is None:
+            total = count * (self.epochs - epoch_idx)
+            self.bar = tqdm(total=total, desc=f"{self.stage:>8}", unit="batch", disable=not show_progress, leave=True)
+        sums: defaultdict[str, float] = defaultdict(float)
+        for interaction in self.batches(train_data):
+            self._set_learning_rate(count)
+            loss, parts = self._step(interaction.to(self.device))
+            self._check_nan(loss)
+            sums["loss"] += loss.item()
+            for name, part in parts.items():
+                sums[name] += part.item()
+            self.bar.update()
+        means = {name: value / count for name, value in sums.items()}
+        self.history.append({"epoch": epoch_idx, **means, **self.epoch_record()})
+        self.bar.set_postfix_str(f"epoch {epoch_idx + 1}/{self.epochs}, loss {means['loss']:.4f}")
+        return means["loss"]
+
+    def _step(self, interaction: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(self.device.type, enabled=bool(self.enable_amp)):
+            loss, parts = self.batch_losses(interaction)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        if self.clip_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            clip_grad_norm_(trained, **self.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.after_step()
+        return loss.detach(), parts
+
+    def _set_learning_rate(self, batches_per_epoch: int) -> None:
+        """Cosine from the highest rate to ``learning_rate_decay`` of it, after a warm-up of 5 % of the steps."""
+        total = max(batches_per_epoch * self.epochs, 1)
+        progress = min(self.steps_done / total, 1.0)
+        low = self.config["learning_rate_decay"]
+        factor = low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
+        factor *= min((self.steps_done + 1) / (0.05 * total + 1), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * factor
+        self.steps_done += 1
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
+        score, result = super()._valid_epoch(valid_data, show_progress=False)
+        self.history[-1]["valid_score"] = float(score)
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{self.bar.postfix}, {self.config['valid_metric']} {score:.4f}")
+        return score, result
+
+    def fit(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
+        """RecBole's `fit`; the bar of the stage ends with it."""
+        try:
+            return super().fit(*args, **kwargs)  # type: ignore[no-any-return]
+        finally:
+            if self.bar is not None:
+                self.bar.close()
+                self.bar = None

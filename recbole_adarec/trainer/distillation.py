@@ -1,0 +1,95 @@
+"""Training under a teacher: what the search and the student's training have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_adarec.checkpoints import load_model
+from recbole_adarec.data.dataset import WindowDataset
+from recbole_adarec.distillation.cache import CachedTeacher, LiveTeacher, teacher_outputs
+from recbole_adarec.distillation.losses import Distiller, Losses, check_distillation, item_losses
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.base import Encoding
+from recbole_adarec.model.teacher import AdaRecTeacher
+from recbole_adarec.trainer.base import StageTrainer
+
+
+class DistillationTrainer(StageTrainer):
+    """A trainer whose loss is that of a `Distiller` under ``teacher_path``, or cross entropy alone.
+
+    Attributes
+    ----------
+    distiller : Distiller or None
+        None with ``gamma: 0`` or without a teacher.
+    """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        check_distillation(config)
+        self.teacher: AdaRecTeacher | None = None
+        self.distiller: Distiller | None = None
+        self.outputs: LiveTeacher | CachedTeacher | None = None
+        if config["teacher_path"] and config["gamma"] > 0:
+            self.teacher = self._load_teacher(config["teacher_path"])
+            self.distiller = Distiller(
+                config, model.hidden_size, len(model.cells), self.teacher.hidden_size, self.teacher.distilled_layers,
+                self.teacher.item_table.items,
+            ).to(self.device)  # fmt: skip
+            if config["init_from_teacher"]:
+                self.distiller.start_from_teacher(model.item_table)
+        self.optimizer = self._build_optimizer(params=self.trained_weights())
+
+    def _load_teacher(self, path: str) -> AdaRecTeacher:
+        teacher = load_model(path, self.device, expected="AdaRecTeacher")
+        if teacher.n_items != self.model.n_items:
+            raise AdaRecError(
+                f"{path}: this teacher knows {teacher.n_items - 1} items, the dataset has {self.model.n_items - 1}; "
+                "distil on the dataset that the teacher was trained on"
+            )
+        return teacher.eval().requires_grad_(False)
+
+    def model_weights(self) -> list[torch.nn.Parameter]:
+        """Parameters of the model that the optimizer of w updates."""
+        return list(self.model.parameters())
+
+    def trained_weights(self) -> list[torch.nn.Parameter]:
+        """The model's and the distiller's parameters."""
+        return self.model_weights() + ([] if self.distiller is None else list(self.distiller.parameters()))
+
+    def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
+        """RecBole's `fit`, after the teacher has been asked once for every window."""
+        if self.teacher is not None:
+            dataset: WindowDataset = train_data._dataset
+            self.outputs = teacher_outputs(self.teacher, dataset, self.config["teacher_cache_mb"])
+        return super().fit(train_data, *args, **kwargs)
+
+    def losses(self, encoding: Encoding, interaction: Any) -> Losses:
+        """All losses of a batch that the model encoded as `encoding`."""
+        targets, table = interaction[self.model.TARGETS], self.model.item_table.items
+        if self.distiller is None or self.outputs is None:
+            real = targets != 0
+            loss, ce, _ = item_losses(encoding.output[real], table, targets[real])
+            return Losses(loss, {"ce": ce}, None)
+        return self.distiller(encoding, targets, table, self.outputs.lesson(interaction))  # type: ignore[no-any-return]
+
+    def move_layer_weights(self, losses: Losses) -> None:
+        """Let u and v follow the costs of a batch."""
+        if self.distiller is not None and losses.distances is not None:
+            self.distiller.mapping.update(losses.distances)
+
+    def epoch_record(self) -> dict[str, Any]:
+        if self.distiller is None or not self.distiller.use_hidden:
+            return {}
+        mapping = self.distiller.mapping
+        return {
+            "student_layer_weights": mapping.student_weights.tolist(),
+            "teacher_layer_weights": mapping.teacher_weights.tolist(),
+            "flow": mapping.flow.tolist(),
+        }
+
+    def distillation_state(self) -> dict[str, Tensor]:
+        """Projections and layer weights, for the checkpoint of the stage."""
+        return {} if self.distiller is None else dict(self.distiller.state_dict())

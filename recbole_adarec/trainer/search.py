@@ -1,0 +1,96 @@
+"""The bilevel search: w on some users, α on others (AdaRec, section 3.2; DARTS, arXiv 1806.09055, first order)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_adarec.data.windows import split_users
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.trainer.distillation import DistillationTrainer
+
+
+class AdaRecSupernetTrainer(DistillationTrainer):
+    """Trains the weights of `AdaRecSupernet` on the windows of some users and its α on those of the others.
+
+    Each step draws one path and updates w on it with a batch of the first users (only the drawn operations run),
+    then draws another and updates α with a batch of the second.
+    """
+
+    stage = "search"
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.alpha_optimizer = torch.optim.Adam([model.alpha], lr=config["alpha_learning_rate"], betas=(0.5, 0.999))
+        self.temperature: float = config["gumbel_temperature"]
+        self.parts: tuple[Tensor, Tensor] | None = None
+        self._alpha_batches: Iterator[Any] = iter(())
+        self._alpha_losses: list[float] = []
+
+    def model_weights(self) -> list[torch.nn.Parameter]:
+        return self.model.weights()  # type: ignore[no-any-return]
+
+    def _split(self, train_data: Any) -> tuple[Tensor, Tensor]:
+        """Windows of w and windows of α; no user has both."""
+        if self.parts is None:
+            users = train_data._dataset.windows.user
+            self.parts = split_users(users, self.config["alpha_users"], self.config["seed"])
+            if min(map(len, self.parts)) == 0:
+                raise AdaRecError(
+                    f"alpha_users: {len(users.unique())} users cannot be split by {self.config['alpha_users']}; "
+                    "the search needs at least one user for w and one for alpha"
+                )
+        return self.parts
+
+    def batch_count(self, train_data: Any) -> int:
+        return -(-len(self._split(train_data)[0]) // train_data.step)
+
+    def batches(self, train_data: Any) -> Iterable[Any]:
+        weight_windows, alpha_windows = self._split(train_data)
+        self._alpha_batches = self._endless(train_data, alpha_windows)
+        return self._shuffled(train_data, weight_windows)
+
+    def _shuffled(self, train_data: Any, windows: Tensor) -> Iterator[Any]:
+        order = torch.randperm(len(windows), generator=train_data.generator)
+        for index in windows[order].split(train_data.step):
+            yield train_data.collate_fn(index)
+
+    def _endless(self, train_data: Any, windows: Tensor) -> Iterator[Any]:
+        while True:
+            yield from self._shuffled(train_data, windows)
+
+    def batch_losses(self, interaction: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        sample = self.model.sample(self.temperature)
+        encoding = self.model.encode_path(interaction[self.model.ITEM_SEQ], sample.choice)
+        losses = self.losses(encoding, interaction)
+        self.move_layer_weights(losses)
+        return losses.total, losses.parts
+
+    def after_step(self) -> None:
+        if len(self.history) >= self.config["alpha_warmup"]:
+            interaction = next(self._alpha_batches).to(self.device)
+            self._alpha_losses.append(self._alpha_step(interaction))
+
+    def _alpha_step(self, interaction: Any) -> float:
+        """One update of α; no other parameter receives a gradient."""
+        sample = self.model.sample(self.temperature)
+        losses = self.losses(self.model.encode_gated(interaction[self.model.ITEM_SEQ], sample), interaction)
+        total = losses.total + self.config["beta"] * self.model.cost_loss(sample.gates)
+        (self.model.alpha.grad,) = torch.autograd.grad(total, [self.model.alpha])
+        self.alpha_optimizer.step()
+        return float(total.detach())
+
+    def epoch_record(self) -> dict[str, Any]:
+        record = {
+            **super().epoch_record(),
+            "alpha_loss": sum(self._alpha_losses) / len(self._alpha_losses) if self._alpha_losses else None,
+            "temperature": self.temperature,
+            "alpha": self.model.alpha.detach().softmax(-1).tolist(),
+            **self.model.movement(),
+        }
+        self._alpha_losses = []
+        self.temperature *= self.config["gumbel_decay"]
+        return record

@@ -1,0 +1,35 @@
+"""The student's training: from the supernet's weights, under the teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from recbole_adarec.checkpoints import load_state
+from recbole_adarec.trainer.distillation import DistillationTrainer
+
+
+class AdaRecStudentTrainer(DistillationTrainer):
+    """Trains `AdaRecStudent`; with ``supernet_path`` from the supernet's weights of the chosen operations."""
+
+    stage = "student"
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        if config["supernet_path"] and config["init_from_supernet"]:
+            start_from_supernet(model, self.distiller, config["supernet_path"])
+
+    def batch_losses(self, interaction: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = self.losses(self.model.encode(interaction[self.model.ITEM_SEQ]), interaction)
+        self.move_layer_weights(losses)
+        return losses.total, losses.parts
+
+
+def start_from_supernet(student: Any, distiller: Any, path: str) -> None:
+    """Copy the weights that student and supernet have in common, the distiller's projections with them."""
+    checkpoint = load_state(path, expected="AdaRecSupernet")
+    chosen = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in student.state_dict()}
+    student.load_state_dict(chosen)
+    if distiller is not None and checkpoint["distillation"]:
+        distiller.load_state_dict(checkpoint["distillation"])

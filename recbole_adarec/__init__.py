@@ -11,8 +11,8 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.pipeline import run_adarec
 from recbole_adarec.registry import register
+from recbole_adarec.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["AdaRecError", "Architecture", "Recommender", "load_student", "register", "run_adarec"]
+__all__ = ["AdaRecError", "Architecture", "Recommender", "load_student", "__version__", "register", "run_adarec"]
 
 register()

@@ -197,12 +197,11 @@ def _check(values: dict[str, Any], where: str) -> None:
     defaults: dict[str, Any] = {}
     for file in ("dataset/sample.yaml", "overall.yaml"):
         defaults |= load_yaml(_RECBOLE / "properties" / file)
-    for name in STAGES.values():
-        defaults |= model_defaults(name)
+    for model in STAGES.values():
+        defaults |= model_defaults(model)
     defaults |= run_defaults()
     for key, value in values.items():
-        name = _unprefixed(str(key), known)
-        if name is None:
+        if (name := _unprefixed(str(key), known)) is None:
             nearest = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.0)
             raise AdaRecError(f"unknown key {key!r} in {where}; the nearest known key is {nearest[0]!r}")
         _check_value(str(key), name, value, defaults.get(name), where)

@@ -25,8 +25,8 @@ _FLAT = "_flat_index"  # where the target of a row stands in the flat array of i
 class SequenceDataset(SequentialDataset):
     """Histories with RecBole's prefix rows made on demand; its training part is a `WindowDataset`.
 
-    ``dataset[index]`` gives the fields that RecBole's own rows have for items (``item_id``, ``item_id_list`` ``[B, L]``,
-    ``item_length``), so RecBole's evaluation loaders run on it unchanged.
+    ``dataset[index]`` gives the fields that RecBole's own rows have for items (``item_id``, ``item_id_list``
+    ``[B, L]``, ``item_length``), so RecBole's evaluation loaders run on it unchanged.
 
     Raises
     ------
@@ -34,6 +34,7 @@ class SequenceDataset(SequentialDataset):
         If ``benchmark_filename`` is set, or if the split leaves nothing to train or to evaluate on.
     """
 
+    inter_feat: Any  # RecBole's table: a DataFrame until the histories are built, then an Interaction
     items: Tensor  # every interaction's item, by user and time, int64 [N]; shared by all parts
 
     def __init__(self, config: Any) -> None:

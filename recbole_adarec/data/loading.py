@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import recbole
 from recbole.data import create_dataset, data_preparation
+from recbole.data.utils import get_dataloader
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.settings import load_yaml
 
 
 class Loaders(NamedTuple):
-    """RecBole's loaders of one model's dataset, and the dataset itself."""
+    """A dataset and RecBole's loaders of its three parts."""
 
     dataset: Any
     train: Any
     valid: Any
     test: Any
+
+    def for_stage(self, config: Any) -> Loaders:
+        """The same data with a training loader of a stage's own batch size and a generator seeded anew."""
+        train = get_dataloader(config, "train")(
+            config, self.train._dataset, self.train._sampler, shuffle=config["shuffle"]
+        )
+        return self._replace(train=train)
 
 
 def load_data(config: Any) -> Loaders:
@@ -31,12 +40,14 @@ def load_data(config: Any) -> Loaders:
         If the dataset is unknown, cannot be downloaded, lacks a field, or has too little in it.
     """
     _check_files(config)
-    try:
-        dataset = create_dataset(config)
-        loaders = Loaders(dataset, *data_preparation(config, dataset))
-    except (ValueError, IndexError, KeyError) as error:
-        raise AdaRecError(f"dataset {config['dataset']!r}: {' '.join(str(error).split())}") from error
-    return loaders
+    with warnings.catch_warnings():
+        # RecBole fills columns in a way that pandas 3 no longer has; setup.cfg keeps pandas below 3.
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            dataset = create_dataset(config)
+            return Loaders(dataset, *data_preparation(config, dataset))
+        except (ValueError, IndexError, KeyError, TypeError, NotImplementedError) as error:
+            raise AdaRecError(f"dataset {config['dataset']!r}: {' '.join(str(error).split())}") from error
 
 
 def _check_files(config: Any) -> None:
@@ -56,9 +67,8 @@ def _check_files(config: Any) -> None:
             f"download of that name{hint}; give the folder above it with --data_path="
         )
     if not file.is_file():
-        raise AdaRecError(
-            f"dataset {name!r}: no file {file}; {folder} holds {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}"
-        )
+        there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+        raise AdaRecError(f"dataset {name!r}: no file {file}; {folder} holds {there}")
     with file.open(encoding=config["encoding"] or "utf-8") as lines:
         header = lines.readline().rstrip("\n").split(config["field_separator"])
     columns = {column.split(":")[0]: column for column in header}
@@ -72,4 +82,3 @@ def _check_files(config: Any) -> None:
         loaded = (config["load_col"] or {}).get("inter")
         if loaded not in (None, "*") and config[key] not in loaded:
             raise AdaRecError(f"load_col leaves out {config[key]!r} ({key}); add it to load_col: {{inter: [...]}}")
-

@@ -1,4 +1,4 @@
-"""Windows of a history: every training interaction is a target exactly once (method.md, "Training on every position").
+"""Windows of a history: every training interaction is a target exactly once.
 
 A window is a pair of offsets into one flat array of items, never a padded copy.
 """
@@ -106,3 +106,30 @@ def split_users(users: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
     chosen = distinct[order[: round(fraction * len(distinct))]]
     second = torch.isin(users, chosen)
     return torch.nonzero(~second).flatten(), torch.nonzero(second).flatten()
+
+
+def length_batches(
+    windows: Tensor, length: Tensor, batch_size: int, generator: torch.Generator | None, pool: int = 32
+) -> list[Tensor]:
+    """Batches of windows of similar length, in random order, so that little of a batch is padding.
+
+    Parameters
+    ----------
+    windows : Tensor
+        Indices of the windows of this epoch.
+    length : Tensor
+        Length of every window, by index.
+    batch_size : int
+        Windows of a batch.
+    generator : torch.Generator, optional
+        Shuffles; without one the windows keep their order.
+    pool : int
+        Batches that are drawn together and sorted by length among themselves: batches still differ in every epoch.
+    """
+    if generator is None:
+        return list(windows.split(batch_size))
+    windows = windows[torch.randperm(len(windows), generator=generator)]
+    batches: list[Tensor] = []
+    for drawn in windows.split(pool * batch_size):
+        batches.extend(drawn[length[drawn].argsort()].split(batch_size))
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator)]

@@ -37,7 +37,9 @@ class Recommender:
         for token in history:
             index = self.item_ids.get(str(token), 0)
             if index == 0:
-                raise AdaRecError(f"history: unknown item {str(token)!r}; this student knows {len(self.item_ids) - 1} items")
+                raise AdaRecError(
+                    f"history: unknown item {str(token)!r}; this student knows {len(self.item_ids) - 1} items"
+                )
             ids.append(index)
         return torch.tensor([ids[-self.model.max_seq_length :]])
 

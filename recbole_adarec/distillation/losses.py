@@ -1,4 +1,7 @@
-"""The losses of method.md: ``L = (1 - gamma) L_CE + gamma (L_emb + L_hid + L_out)``; the search adds ``beta L_cost``."""
+"""The losses: ``L = (1 - gamma) L_CE + gamma (L_emb + L_hid + L_out)``; the search adds ``beta L_cost``.
+
+AdaRec, arXiv 2107.07173, sections 3.3 and 3.4.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_adarec.distillation.cache import Lesson
-from recbole_adarec.distillation.transport import DISTANCES, EMDMapping, FixedMapping, MAPPINGS, fixed_pairs
+from recbole_adarec.distillation.transport import DISTANCES, MAPPINGS, EMDMapping, FixedMapping, fixed_pairs
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding, ItemTable
 
@@ -51,7 +54,7 @@ class _ItemLosses(torch.autograd.Function):
                 gradient = log_q.exp()
                 gradient[index, labels[rows]] -= 1
                 gradient *= ce_weight
-            if teacher_states is not None:
+            if teacher_states is not None and teacher_table is not None:
                 log_p = (teacher_states[rows] @ teacher_table.T).div_(temperature).log_softmax(-1)
                 p = log_p.exp()
                 log_q_t = log_q if temperature == 1 else (logits / temperature).log_softmax(-1)
@@ -109,9 +112,7 @@ def item_losses(
     tuple of Tensor
         The weighted sum, which carries the gradient, and both losses for the record.
     """
-    return _ItemLosses.apply(
-        states, table, labels, ce_weight, kl_weight, temperature, teacher_states, teacher_table
-    )  # type: ignore[no-any-return]
+    return _ItemLosses.apply(states, table, labels, ce_weight, kl_weight, temperature, teacher_states, teacher_table)
 
 
 class Losses(NamedTuple):
@@ -174,8 +175,7 @@ class Distiller(nn.Module):
     def start_from_teacher(self, item_table: ItemTable) -> None:
         """Start the student's item table as the best rank-C_s approximation of the teacher's.
 
-        ``E_t ~ U S V^T``: the table becomes ``U S``, and all projections start at ``V``, so that they map it back
-        (method.md, "Student").
+        ``E_t ~ U S V^T``: the table becomes ``U S``, and all projections start at ``V``, so that they map it back.
         """
         u, s, v = torch.linalg.svd(self.teacher_table, full_matrices=False)
         rank = min(item_table.items.shape[1], len(s))

@@ -1,6 +1,6 @@
 """Many-to-many layer matching by Earth Mover's Distance (AdaRec, section 3.3; BERT-EMD, arXiv 2010.06133, section 3).
 
-In the symbols of method.md: u and v are the weights of the S student and T teacher layers, D their distances, F the
+In symbols: u and v are the weights of the S student and T teacher layers, D their distances, F the
 flow, ``L_hid = sum(F * D)``.
 """
 

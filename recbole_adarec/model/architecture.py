@@ -23,7 +23,7 @@ def edges(nodes: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One operation for each edge of each cell (method.md, "Search space"; AdaRec, section 3.2).
+    """One operation for each edge of each cell (AdaRec, arXiv 2107.07173, section 3.2).
 
     Attributes
     ----------

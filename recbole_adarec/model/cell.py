@@ -1,4 +1,4 @@
-"""The cell: a small graph whose edges hold the candidate operations (method.md, "Search space")."""
+"""The cell: a small graph whose edges hold the candidate operations."""
 
 from __future__ import annotations
 

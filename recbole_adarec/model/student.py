@@ -31,7 +31,7 @@ class CellStack(SequenceRecommender):
         super().__init__(config, dataset)
         self.hidden_size = size
         self.item_table = ItemTable(self.n_items, size)
-        self.cells = nn.ModuleList(cells)
+        self.cells: Any = nn.ModuleList(cells)
         self.dropout = nn.Dropout(config["dropout_prob"])
 
     def encode_edges(self, item_seq: Tensor, edge: Callable[[int, int, Tensor], Tensor | None]) -> Encoding:
@@ -81,4 +81,3 @@ def as_architecture(value: Any) -> Architecture:
     if isinstance(value, dict):
         return Architecture.from_dict(value)
     return Architecture.load(find_file(value, "architecture"))
-

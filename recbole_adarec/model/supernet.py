@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
 
 class AdaRecSupernet(CellStack):
-    """S cells of N nodes with all candidate operations on every edge (AdaRec, section 3.2; method.md, "Search").
+    """S cells of N nodes with all candidate operations on every edge (AdaRec, arXiv 2107.07173, section 3.2).
 
     Parameters
     ----------
@@ -54,22 +54,20 @@ class AdaRecSupernet(CellStack):
     operation_costs: Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        self_operations = tuple(config["operations"])
-        check_operations(self_operations)
+        operations = tuple(config["operations"])
+        check_operations(operations)
         if config["cost"] not in COSTS:
             raise AdaRecError(f"cost: unknown cost {config['cost']!r}; known are {', '.join(COSTS)}")
         size, nodes, cells = config["hidden_size"], config["nodes"], config["cells"]
         edge_count = len(edges(nodes))
-        super().__init__(
-            config, dataset, size, [Cell(size, [self_operations] * edge_count, nodes) for _ in range(cells)]
-        )
-        self.operations = self_operations
+        super().__init__(config, dataset, size, [Cell(size, [operations] * edge_count, nodes) for _ in range(cells)])
+        self.operations = operations
         self.nodes = nodes
         self.cost_budget: float | None = config["cost_budget"]
         groups = 1 if config["share_cells"] else cells
-        self.alpha = nn.Parameter(config["alpha_init_std"] * torch.randn(groups, edge_count, len(self_operations)))
+        self.alpha = nn.Parameter(config["alpha_init_std"] * torch.randn(groups, edge_count, len(operations)))
         self.register_buffer("alpha_initial", self.alpha.detach().clone())
-        self.register_buffer("operation_costs", relative_costs(self_operations, size, config["cost"], edge_count * cells))
+        self.register_buffer("operation_costs", relative_costs(operations, size, config["cost"], edge_count * cells))
 
     # ------------------------------------------------------------------ parameters
 
@@ -122,7 +120,7 @@ class AdaRecSupernet(CellStack):
     # ------------------------------------------------------------------ cost and derivation
 
     def cost(self, gates: Tensor) -> Tensor:
-        """Cost of an architecture drawn as `gates`, as a share of the most expensive one (method.md, L_cost)."""
+        """Cost of an architecture drawn as `gates`, as a share of the most expensive one."""
         repeats = len(self.cells) // len(gates)
         return repeats * (gates * self.operation_costs).sum()
 
@@ -151,6 +149,11 @@ class AdaRecSupernet(CellStack):
         """The architecture that the search has found."""
         cells = tuple(tuple(self.operations[o] for o in cell) for cell in self.derived_choice())
         return Architecture(self.hidden_size, cells)
+
+    @torch.no_grad()
+    def derived_cost(self) -> float:
+        """Cost of the derived architecture, as a share of the most expensive one."""
+        return float(self.operation_costs[torch.tensor(self.derived_choice())].sum())
 
     @torch.no_grad()
     def movement(self) -> dict[str, float]:

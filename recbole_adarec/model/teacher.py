@@ -116,7 +116,7 @@ class _TransformerTeacher(AdaRecTeacher):
             )
             for _ in range(config["n_layers"])
         )
-        for name, parameter in self.layers.named_parameters():
+        for parameter in self.layers.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)
 

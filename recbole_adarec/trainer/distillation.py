@@ -73,7 +73,7 @@ class DistillationTrainer(StageTrainer):
             real = targets != 0
             loss, ce, _ = item_losses(encoding.output[real], table, targets[real])
             return Losses(loss, {"ce": ce}, None)
-        return self.distiller(encoding, targets, table, self.outputs.lesson(interaction))  # type: ignore[no-any-return]
+        return self.distiller(encoding, targets, table, self.outputs.lesson(interaction))
 
     def move_layer_weights(self, losses: Losses) -> None:
         """Let u and v follow the costs of a batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
         self._alpha_losses: list[float] = []
 
     def model_weights(self) -> list[torch.nn.Parameter]:
-        return self.model.weights()  # type: ignore[no-any-return]
+        return self.model.weights()
 
     def _split(self, train_data: Any) -> tuple[Tensor, Tensor]:
         """Windows of w and windows of α; no user has both."""
@@ -45,22 +45,14 @@ class AdaRecSupernetTrainer(DistillationTrainer):
                 )
         return self.parts
 
-    def batch_count(self, train_data: Any) -> int:
-        return -(-len(self._split(train_data)[0]) // train_data.step)
-
-    def batches(self, train_data: Any) -> Iterable[Any]:
+    def windows(self, train_data: Any) -> Tensor:
         weight_windows, alpha_windows = self._split(train_data)
         self._alpha_batches = self._endless(train_data, alpha_windows)
-        return self._shuffled(train_data, weight_windows)
-
-    def _shuffled(self, train_data: Any, windows: Tensor) -> Iterator[Any]:
-        order = torch.randperm(len(windows), generator=train_data.generator)
-        for index in windows[order].split(train_data.step):
-            yield train_data.collate_fn(index)
+        return weight_windows
 
     def _endless(self, train_data: Any, windows: Tensor) -> Iterator[Any]:
         while True:
-            yield from self._shuffled(train_data, windows)
+            yield from self.batches(train_data, windows)
 
     def batch_losses(self, interaction: Any) -> tuple[Tensor, dict[str, Tensor]]:
         sample = self.model.sample(self.temperature)

@@ -1,0 +1,131 @@
+"""The folder of a run: which stages are finished, and whether they belong to this configuration."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import recbole.trainer.trainer
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.files import plain, write_text
+from recbole_adarec.settings import load_yaml
+
+# What may differ between two calls that continue the same run: it changes no result.
+_FREE_KEYS = {
+    "run_dir", "threads", "show_progress", "latency_repeats", "gpu_id", "use_gpu", "state", "checkpoint_dir",
+    "baselines", "log_wandb", "wandb_project", "data_path", "teacher_cache_mb", "worker",
+}  # fmt: skip
+_NEEDED_BYTES = 64 * 2**20
+
+
+class RunFolder:
+    """A run's files; design: every stage writes its result here, so that a killed run continues.
+
+    Parameters
+    ----------
+    path : path-like
+        The folder; made if it is not there.
+    values : dict
+        The resolved configuration of the run.
+
+    Raises
+    ------
+    AdaRecError
+        If the folder holds a run of another configuration, or something that is no run, or the disk is full.
+    """
+
+    def __init__(self, path: str | Path, values: dict[str, Any]) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise AdaRecError(f"run_dir: {self.path} is a file, expected a folder")
+        config = self.path / "config.yaml"
+        if config.is_file():
+            _check_same(load_yaml(config), values, self.path)
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise AdaRecError(
+                f"run_dir: {self.path} holds files but no config.yaml, so it is no run of ours; give an empty folder"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise AdaRecError(f"run_dir: cannot make {self.path}: {error.strerror or error}") from error
+        if free < _NEEDED_BYTES:
+            raise AdaRecError(
+                f"run_dir: {free // 2**20} MB free on the disk of {self.path}, a run needs {_NEEDED_BYTES // 2**20} MB"
+            )
+        if not config.is_file():
+            write_text(config, yaml.safe_dump(plain(values), sort_keys=True))
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Send log lines to log.txt and TensorBoard events to tensorboard/ while the run goes on.
+
+        RecBole's trainers log to the root logger and open a writer under the current folder; both are as before
+        afterwards.
+        """
+        logger, handler = logging.getLogger(), _Log(self / "log.txt")
+        level, tensorboard = logger.level, recbole.trainer.trainer.get_tensorboard
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        recbole.trainer.trainer.get_tensorboard = lambda _: SummaryWriter(str(self / "tensorboard"))
+        try:
+            yield
+        finally:
+            recbole.trainer.trainer.get_tensorboard = tensorboard
+            logger.setLevel(level)
+            logger.removeHandler(handler)
+            handler.close()
+
+
+class _Log(logging.FileHandler):
+    """A log file without the terminal's colours, whose full disk is an error and not a traceback a line."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            super().__init__(path, encoding="utf-8")
+        except OSError as error:
+            raise AdaRecError(f"cannot write {path}: {error.strerror or error}") from error
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def format(self, record: logging.LogRecord) -> str:
+        import re
+
+        return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        import sys
+
+        error = sys.exc_info()[1]
+        raise AdaRecError(f"cannot write {self.baseFilename}: {error}") from error
+
+
+def default_folder(dataset: str) -> Path:
+    """``saved/<dataset>-<time>``, one that is not there yet."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder, number = Path("saved") / f"{dataset}-{stamp}", 1
+    while folder.exists():
+        number += 1
+        folder = Path("saved") / f"{dataset}-{stamp}-{number}"
+    return folder
+
+
+def _check_same(stored: dict[str, Any], values: dict[str, Any], path: Path) -> None:
+    current = plain(values)
+    for key in sorted(set(stored) | set(current)):
+        if key not in _FREE_KEYS and stored.get(key) != current.get(key):
+            raise AdaRecError(
+                f"run_dir: {path} is a run of another configuration: {key} is {stored.get(key)!r} there and "
+                f"{current.get(key)!r} now; give another run_dir, or the same values"
+            )

@@ -67,8 +67,8 @@ def _check_files(config: Any) -> None:
             f"download of that name{hint}; give the folder above it with --data_path="
         )
     if not file.is_file():
-        there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-        raise AdaRecError(f"dataset {name!r}: no file {file}; {folder} holds {there}")
+        holds = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+        raise AdaRecError(f"dataset {name!r}: no file {file}; {folder} holds {holds}")
     with file.open(encoding=config["encoding"] or "utf-8") as lines:
         header = lines.readline().rstrip("\n").split(config["field_separator"])
     columns = {column.split(":")[0]: column for column in header}

@@ -109,9 +109,9 @@ def split_users(users: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
 
 
 def length_batches(
-    windows: Tensor, length: Tensor, batch_size: int, generator: torch.Generator | None, pool: int = 32
+    windows: Tensor, length: Tensor, targets: int, generator: torch.Generator | None, pool: int = 32
 ) -> list[Tensor]:
-    """Batches of windows of similar length, in random order, so that little of a batch is padding.
+    """Batches of about `targets` targets each, in random order, of windows of similar length: little is padding.
 
     Parameters
     ----------
@@ -119,17 +119,26 @@ def length_batches(
         Indices of the windows of this epoch.
     length : Tensor
         Length of every window, by index.
-    batch_size : int
-        Windows of a batch.
+    targets : int
+        Targets of a batch, RecBole's rows; a batch holds at least one window.
     generator : torch.Generator, optional
         Shuffles; without one the windows keep their order.
     pool : int
-        Batches that are drawn together and sorted by length among themselves: batches still differ in every epoch.
+        Batches that are drawn together and sorted by length among themselves, so that batches still differ in every
+        epoch.
+
+    Returns
+    -------
+    list of Tensor
+        Indices of the windows of each batch; together they hold each window once.
     """
+    if generator is not None:
+        windows = windows[torch.randperm(len(windows), generator=generator)]
+        pools = length[windows].cumsum(0) // (pool * targets)
+        by_length = length[windows].argsort(stable=True)
+        windows = windows[by_length[pools[by_length].argsort(stable=True)]]
+    batch = (length[windows].cumsum(0) - length[windows]) // targets
+    batches = list(windows.split(batch.unique_consecutive(return_counts=True)[1].tolist()))
     if generator is None:
-        return list(windows.split(batch_size))
-    windows = windows[torch.randperm(len(windows), generator=generator)]
-    batches: list[Tensor] = []
-    for drawn in windows.split(pool * batch_size):
-        batches.extend(drawn[length[drawn].argsort()].split(batch_size))
+        return batches
     return [batches[i] for i in torch.randperm(len(batches), generator=generator)]

@@ -216,8 +216,8 @@ def within_budget(log_p: Tensor, costs: Tensor, budget: float, resolution: int =
     AdaRecError
         If even the cheapest choice is above the budget.
     """
-    steps = torch.ceil(costs.double() * resolution - 1e-6).long().tolist()
-    limit = int(budget * resolution + 1e-6)
+    steps = torch.ceil(costs.double() * resolution - 1e-3).long().tolist()
+    limit = int(budget * resolution + 1e-3)
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for edge in log_p.tolist():
         reached: dict[int, tuple[float, tuple[int, ...]]] = {}

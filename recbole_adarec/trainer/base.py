@@ -32,7 +32,6 @@ class StageTrainer(Trainer):
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.history: list[dict[str, Any]] = []
-        self.steps_done = 0
         self.bar: Any = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=bool(self.enable_scaler))
 
@@ -64,9 +63,10 @@ class StageTrainer(Trainer):
         return torch.arange(len(train_data._dataset))
 
     def batches(self, train_data: Any, windows: Tensor) -> Iterator[Any]:
-        """RecBole's batches of these windows, those of similar length together."""
+        """RecBole's batches of these windows, ``train_batch_size`` targets each, of similar length together."""
         generator = train_data.generator if train_data.shuffle else None
-        for index in length_batches(windows, train_data._dataset.windows.length, train_data.step, generator):
+        length = train_data._dataset.windows.length
+        for index in length_batches(windows, length, self.config["train_batch_size"], generator):
             yield train_data.collate_fn(index)
 
     def _train_epoch(
@@ -74,20 +74,23 @@ class StageTrainer(Trainer):
     ) -> float:
         self.model.train()
         windows = self.windows(train_data)
-        count = -(-len(windows) // train_data.step)
+        targets = int(train_data._dataset.windows.length[windows].sum())
         if self.bar is None:
-            total = count * (self.epochs - epoch_idx)
-            self.bar = tqdm(total=total, desc=f"{self.stage:>8}", unit="batch", disable=not show_progress, leave=True)
+            total = targets * (self.epochs - epoch_idx)
+            self.bar = tqdm(total=total, desc=f"{self.stage:>8}", unit=" targets", unit_scale=True,
+                            disable=not show_progress)  # fmt: skip
         sums: defaultdict[str, float] = defaultdict(float)
+        done = 0
         for interaction in self.batches(train_data, windows):
-            self._set_learning_rate(count)
+            self._set_learning_rate((epoch_idx + done / targets) / self.epochs)
             loss, parts = self._step(interaction.to(self.device))
             self._check_nan(loss)
-            sums["loss"] += loss.item()
-            for name, part in parts.items():
-                sums[name] += part.item()
-            self.bar.update()
-        means = {name: value / count for name, value in sums.items()}
+            count = int(interaction[self.model.ITEM_SEQ_LEN].sum())
+            for name, part in {"loss": loss, **parts}.items():
+                sums[name] += part.item() * count
+            done += count
+            self.bar.update(count)
+        means = {name: value / targets for name, value in sums.items()}
         self.history.append({"epoch": epoch_idx, **means, **self.epoch_record()})
         self.bar.set_postfix_str(f"epoch {epoch_idx + 1}/{self.epochs}, loss {means['loss']:.4f}")
         return means["loss"]
@@ -106,16 +109,13 @@ class StageTrainer(Trainer):
         self.after_step()
         return loss.detach(), parts
 
-    def _set_learning_rate(self, batches_per_epoch: int) -> None:
-        """Cosine from the highest rate to ``learning_rate_decay`` of it, after a warm-up of 5 % of the steps."""
-        total = max(batches_per_epoch * self.epochs, 1)
-        progress = min(self.steps_done / total, 1.0)
+    def _set_learning_rate(self, progress: float) -> None:
+        """Cosine from the highest rate to ``learning_rate_decay`` of it, after a warm-up of 5 % of the training."""
         low = self.config["learning_rate_decay"]
         factor = low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
-        factor *= min((self.steps_done + 1) / (0.05 * total + 1), 1.0)
+        factor *= min((progress + 0.002) / 0.05, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor
-        self.steps_done += 1
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         score, result = super()._valid_epoch(valid_data, show_progress=False)

@@ -1,0 +1,53 @@
+"""Fixtures: ml-100k, which RecBole brings, and a tiny dataset with a planted signal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_adarec.config import resolve, stage_config
+from recbole_adarec.data.loading import Loaders, load_data
+
+
+def make_config(stage: str, dataset: str = "ml-100k", **overrides: Any) -> Any:
+    """RecBole's configuration of a stage, as a run makes it."""
+    return stage_config(resolve(dataset, [], {"show_progress": False, **overrides}), stage)
+
+
+def write_dataset(folder: Path, name: str, histories: list[list[int]], header: str | None = None) -> Path:
+    """Histories as a RecBole atomic file; the timestamp is the position."""
+    (folder / name).mkdir(parents=True)
+    header = header or "user_id:token\titem_id:token\ttimestamp:float"
+    lines = [f"{u}\t{i}\t{t}" for u, items in enumerate(histories, 1) for t, i in enumerate(items, 1)]
+    (folder / name / f"{name}.inter").write_text("\n".join([header, *lines]) + "\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole writes into the current folder."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def ml100k() -> Loaders:
+    return load_data(make_config("teacher"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 users, 20 items, histories of 8 to 24: the next item is the one after it, with some noise."""
+    rng = np.random.default_rng(0)
+    histories = []
+    for _ in range(60):
+        item, history = int(rng.integers(20)), []
+        for _ in range(int(rng.integers(8, 24))):
+            history.append(item + 1)
+            item = (item + 1) % 20 if rng.random() < 0.9 else int(rng.integers(20))
+        histories.append(history)
+    return write_dataset(tmp_path_factory.mktemp("data"), "tiny", histories)

@@ -1,0 +1,77 @@
+"""The architecture file: a round trip, and one clear line for what is wrong in it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.architecture import FORMAT, Architecture, edges
+from recbole_adarec.model.cell import live_edges
+from recbole_adarec.settings import PROPERTIES
+
+CELL = [["conv_3"], ["skip", "none"], ["dilated_conv_5", "max_pool_3", "none"]]
+
+
+def test_round_trip(tmp_path):
+    architecture = Architecture.from_dict({"format": FORMAT, "hidden_size": 16, "share_cells": 3, "cells": [CELL]})
+    assert len(architecture.cells) == 3 and architecture.nodes == 3
+    architecture.save(tmp_path / "a.yaml")
+    assert Architecture.load(tmp_path / "a.yaml") == architecture
+    assert yaml.safe_load((tmp_path / "a.yaml").read_text())["cells"][0] == CELL
+    assert architecture.count() == {"conv_3": 3, "dilated_conv_5": 3, "max_pool_3": 3, "skip": 3, "none": 6}
+
+
+def test_is_immutable():
+    architecture = Architecture(8, (("skip",),))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        architecture.hidden_size = 9
+
+
+def test_edges_are_ordered_by_node():
+    assert edges(3) == [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
+
+
+def test_edges_behind_a_node_that_receives_nothing_are_dead():
+    assert live_edges(("none", "conv_3", "conv_3", "skip", "conv_5", "none"), 3) == [
+        False,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other/1"}, "format is 'other/1'"),
+        ({"hidden_size": "large"}, "hidden_size is 'large'"),
+        ({"hidden_size": 0}, "hidden_size must be positive"),
+        ({"cells": []}, "expected a list of cells"),
+        ({"cells": [[["conv_3"], ["skip"]]]}, "node 2 of cell 1"),
+        ({"cells": [[["conv_9"]]]}, "unknown operation 'conv_9'; known are conv_3"),
+        ({"cells": [CELL, [["skip"]]]}, "all must have the same number"),
+        ({"cels": []}, "unknown key 'cels'"),
+        ({"share_cells": 0}, "share_cells is 0"),
+    ],
+)
+def test_what_is_wrong_is_named(change, message):
+    with pytest.raises(AdaRecError, match=message):
+        Architecture.from_dict({"format": FORMAT, "hidden_size": 8, "cells": [CELL], **change})
+
+
+def test_files_that_are_no_architecture(tmp_path):
+    for content in ("[1, 2", "just text", "- 1"):
+        (tmp_path / "x.yaml").write_text(content)
+        with pytest.raises(AdaRecError, match="x.yaml"):
+            Architecture.load(tmp_path / "x.yaml")
+    with pytest.raises(AdaRecError, match="cannot read"):
+        Architecture.load(tmp_path / "missing.yaml")
+
+
+def test_the_shipped_architecture_is_one():
+    assert Architecture.load(PROPERTIES / "architecture/default.yaml").hidden_size == 32

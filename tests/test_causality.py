@@ -1,0 +1,120 @@
+"""No output depends on a later item, or on the amount of padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from recbole.utils import get_model
+
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.operations import OPERATIONS, Operation, check_operations, is_causal
+from tests.conftest import make_config
+
+CAUSAL = ["NextItNet", "SASRec"]
+
+
+def teacher(ml100k, backbone):
+    config = make_config("teacher", backbone=backbone, teacher_n_layers=2, teacher_distilled_layers=2)
+    model = get_model("AdaRecTeacher")(config, ml100k.train._dataset)
+    return shaken(model)
+
+
+def supernet(ml100k):
+    return shaken(get_model("AdaRecSupernet")(make_config("search"), ml100k.train._dataset))
+
+
+def student(ml100k):
+    operations = list(OPERATIONS)
+    node = [operations[:1], operations[1:3], operations[3:6]]
+    architecture = {
+        "format": "recbole-adarec-architecture/1",
+        "hidden_size": 32,
+        "cells": [node, [operations[6:7]] + node[1:]],
+    }
+    return shaken(get_model("AdaRecStudent")(make_config("student", architecture=architecture), ml100k.train._dataset))
+
+
+def shaken(model):
+    """Random weights everywhere: gates that start closed would hide a leak."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        model.item_table.embedding.weight[0] = 0
+    return model.eval()
+
+
+def models(ml100k):
+    found = {name: teacher(ml100k, name) for name in CAUSAL}
+    return found | {"supernet": supernet(ml100k), "student": student(ml100k)}
+
+
+@torch.no_grad()
+def test_later_items_change_nothing_bit_for_bit(ml100k):
+    sequence = torch.randint(1, 1000, (3, 30))
+    for name, model in models(ml100k).items():
+        before = model.encode(sequence)
+        for cut in (1, 7, 29):
+            changed = sequence.clone()
+            changed[:, cut:] = torch.randint(1, 1000, (3, 30 - cut))
+            after = model.encode(changed)
+            for x, y in zip(
+                (before.embedding, *before.layers, before.output),
+                (after.embedding, *after.layers, after.output),
+                strict=True,
+            ):
+                assert torch.equal(x[:, :cut], y[:, :cut]), (name, cut)
+            assert not torch.equal(before.output[:, cut:], after.output[:, cut:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*CAUSAL, "BERT4Rec", "supernet", "student"])
+def test_padding_changes_no_score(ml100k, name):
+    model = teacher(ml100k, name) if name in (*CAUSAL, "BERT4Rec") else models(ml100k)[name]
+    sequence, lengths = torch.randint(1, 1000, (4, 12)), torch.tensor([12, 12, 12, 12])
+    short = model.item_table.scores(model(sequence, lengths))
+    padded = model.item_table.scores(model(torch.nn.functional.pad(sequence, (0, 38)), lengths))
+    alone = model.item_table.scores(model(sequence[:1], lengths[:1]))
+    torch.testing.assert_close(short, padded, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(short[:1], alone, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_bert4rec_teaches_only_behind_its_input(ml100k):
+    """Its lesson at t must not change with the items after t, bidirectional as it is."""
+    model = teacher(ml100k, "BERT4Rec")
+    sequence = torch.randint(1, 1000, (3, 16))
+    before, positions = model.taught(sequence)
+    assert positions.sum(1).tolist() == [8, 8, 8] and positions[:, -1].all()
+    changed = sequence.clone()
+    changed[:, 10:] = torch.randint(1, 1000, (3, 6))
+    after, _ = model.taught(changed)
+    early = positions.nonzero()[:, 1] < 10
+    torch.testing.assert_close(before.output[early], after.output[early], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before.output[~early], after.output[~early], rtol=1e-4, atol=1e-5)
+    # A bidirectional state in the middle of its input does see the future.
+    assert not torch.allclose(model.encode(sequence).output[:, :10], model.encode(changed).output[:, :10])
+
+
+@torch.no_grad()
+def test_last_state_of_bert4rec_is_its_last_lesson(ml100k):
+    model = teacher(ml100k, "BERT4Rec")
+    sequence, lengths = torch.randint(1, 1000, (3, 16)), torch.tensor([16, 5, 1])
+    sequence = sequence * (torch.arange(16) < lengths[:, None])
+    lesson, positions = model.taught(sequence)
+    row, column = positions.nonzero(as_tuple=True)
+    torch.testing.assert_close(lesson.output[column == lengths[row] - 1], model.last_state(sequence, lengths))
+
+
+def test_every_operation_of_the_table_is_causal():
+    for name, operation in OPERATIONS.items():
+        assert is_causal(operation.build(4)), name
+
+
+def test_an_operation_that_sees_the_future_is_refused_by_name(monkeypatch):
+    class Both(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.avg_pool1d(x.transpose(1, 2), 3, 1, 1).transpose(1, 2)
+
+    monkeypatch.setitem(OPERATIONS, "pool_both_sides", Operation(lambda size: Both(), lambda size: 0))
+    with pytest.raises(AdaRecError, match="'pool_both_sides' is not causal"):
+        check_operations(["skip", "pool_both_sides"])

@@ -1,0 +1,123 @@
+"""Windows hold the training interactions, and evaluation sees what RecBole's own dataset shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataset import SequentialDataset
+from recbole.trainer import Trainer
+
+from recbole_adarec.data.dataset import SequenceDataset
+from recbole_adarec.data.windows import cut_windows, length_batches, split_users
+from tests.conftest import make_config
+
+
+def stock(config):
+    """RecBole's own dataset of the same configuration, split."""
+    dataset = SequentialDataset(config)
+    return dataset.build()
+
+
+def test_window_targets_are_exactly_the_training_interactions(ml100k):
+    config = make_config("teacher")
+    train = stock(config)[0].inter_feat
+    expected = sorted(zip(train["user_id"].tolist(), train["item_id"].tolist(), strict=True))
+    batches = [ml100k.train._dataset[index] for index in torch.arange(len(ml100k.train._dataset)).split(100)]
+    found = []
+    for batch in batches:
+        real = batch["target_item_id_list"] != 0
+        users = batch["user_id"][:, None].expand_as(real)[real]
+        found += list(zip(users.tolist(), batch["target_item_id_list"][real].tolist(), strict=True))
+    assert sorted(found) == expected
+
+
+def test_window_inputs_are_the_items_before_their_targets(ml100k):
+    dataset = ml100k.train._dataset
+    batch = dataset[torch.arange(len(dataset))]
+    inputs, targets, lengths = batch["item_id_list"], batch["target_item_id_list"], batch["item_length"]
+    both = (targets[:, :-1] != 0) & (inputs[:, 1:] != 0)
+    assert torch.equal(inputs[:, 1:][both], targets[:, :-1][both])
+    assert torch.equal((inputs != 0).sum(1), lengths) and torch.equal((targets != 0).sum(1), lengths)
+
+
+def test_evaluation_rows_equal_recboles_own(ml100k):
+    _, valid, test = stock(make_config("teacher"))
+    for ours, theirs in ((ml100k.valid._dataset, valid), (ml100k.test._dataset, test)):
+        assert isinstance(ours, SequenceDataset)
+        rows, expected = ours[torch.arange(len(ours))], theirs[torch.arange(len(theirs))]
+        for field in ("user_id", "item_id", "item_id_list", "item_length"):
+            assert torch.equal(rows[field], expected[field]), field
+
+
+class Fixed(torch.nn.Module):
+    """Scores that depend on the history in a fixed way, without training."""
+
+    def __init__(self, n_items: int) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(n_items, 16, generator=torch.Generator().manual_seed(3)))
+
+    def full_sort_predict(self, interaction):
+        last = interaction["item_id_list"].gather(1, interaction["item_length"][:, None] - 1)[:, 0]
+        return self.table[last] @ self.table.T
+
+
+def test_evaluation_of_a_fixed_model_equals_recboles_own(ml100k):
+    config = make_config("teacher")
+    theirs = make_config("teacher")
+    theirs["model"] = "SASRec"  # RecBole then takes its own dataset class
+    loaders = data_preparation(theirs, create_dataset(theirs))
+    assert type(loaders[1]._dataset) is SequentialDataset
+    model = Fixed(ml100k.dataset.item_num)
+    results = [
+        Trainer(config, model).evaluate(data, load_best_model=False)
+        for data in (ml100k.valid, loaders[1], ml100k.test, loaders[2])
+    ]
+    assert results[0] == results[1] and results[2] == results[3]
+    assert results[0] != results[2]
+
+
+@pytest.mark.parametrize("max_length", [1, 3, 50])
+def test_windows_partition_their_targets(max_length):
+    rng = np.random.default_rng(max_length)
+    sizes = rng.integers(1, 120, 40)  # histories; the first item of each is no target
+    ends = np.cumsum(sizes)
+    users = np.repeat(np.arange(40), sizes)
+    targets = np.setdiff1d(np.arange(ends[-1]), ends - sizes)
+    windows = cut_windows(targets, users[targets], max_length)
+    covered = [range(s + 1, s + n + 1) for s, n in zip(windows.start.tolist(), windows.length.tolist(), strict=True)]
+    assert sorted(index for part in covered for index in part) == targets.tolist()
+    assert windows.length.max() <= max_length and windows.length.min() >= 1
+    for start, length, user in zip(*(part.tolist() for part in windows), strict=True):
+        assert set(users[start : start + length + 1]) == {user}
+    # Cut from the end: only the first window of a user may be short.
+    for user in set(windows.user.tolist()):
+        assert (windows.length[windows.user == user][1:] == max_length).all()
+
+
+def test_memory_of_rows_does_not_grow_with_their_length(ml100k):
+    dataset = ml100k.test._dataset
+    stored = sum(value.numel() for value in dataset.inter_feat.interaction.values())
+    assert stored <= 8 * len(dataset)  # two offsets and the raw fields, no list of 50
+
+
+def test_split_users_is_a_partition_by_user():
+    users = torch.randint(0, 100, (500,))
+    first, second = split_users(users, 0.3, seed=1)
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(500))
+    assert not set(users[first].tolist()) & set(users[second].tolist())
+    assert torch.equal(second, split_users(users, 0.3, seed=1)[1])
+
+
+def test_length_batches_hold_each_window_once_and_little_padding():
+    length = torch.randint(1, 51, (1000,))
+    windows = torch.arange(1000)
+    batches = length_batches(windows, length, 800, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.cat(batches).sort().values, windows)
+    sizes = sorted(int(length[b].sum()) for b in batches)
+    assert sizes[1] > 800 - 50 and sizes[-1] <= 800 + 50  # only what is left over may be small
+    padding = 1 - length.sum() / sum(length[b].max() * len(b) for b in batches)
+    assert padding < 0.1
+    again = length_batches(windows, length, 800, torch.Generator().manual_seed(1))
+    assert not all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))

@@ -1,0 +1,196 @@
+"""Layer transport, layer weights and losses against their definitions."""
+
+from __future__ import annotations
+
+import ot
+import pytest
+import torch
+from torch.nn import functional as F
+
+from recbole_adarec.distillation.cache import CachedTeacher, LiveTeacher
+from recbole_adarec.distillation.losses import Distiller, item_losses
+from recbole_adarec.distillation.transport import (
+    EMDMapping,
+    FixedMapping,
+    attend_to_cost,
+    fixed_pairs,
+    kl_distances,
+    mse_distances,
+    optimal_flow,
+)
+from recbole_adarec.model.base import Encoding, ItemTable
+from tests.conftest import make_config
+from tests.test_causality import shaken, teacher
+
+
+def weights(n):
+    return torch.rand(n).add(0.1).div(1).softmax(0)
+
+
+@pytest.mark.parametrize(("s", "t"), [(4, 8), (1, 3), (5, 2)])
+def test_flow_has_the_layer_weights_as_marginals_and_the_loss_of_emd2(s, t):
+    for _ in range(20):
+        u, v, distances = weights(s), weights(t), torch.rand(s, t)
+        flow = optimal_flow(u, v, distances)
+        torch.testing.assert_close(flow.sum(1), u, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(flow.sum(0), v, rtol=1e-5, atol=1e-6)
+        u64, v64 = u.double() / u.double().sum(), v.double() / v.double().sum()
+        expected = ot.emd2(u64.numpy(), v64.numpy(), distances.double().numpy())
+        assert float((flow * distances).sum()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_flow_is_a_constant_for_the_gradient():
+    mapping, distances = EMDMapping(3, 4, 0.5, 0.9), torch.rand(3, 4, requires_grad=True)
+    mapping(distances).backward()
+    torch.testing.assert_close(distances.grad, mapping.flow)
+
+
+def test_distances_equal_their_definition_pair_by_pair():
+    student, teacher_layers = torch.randn(3, 50, 8), torch.randn(5, 50, 8)
+    kl, mse = kl_distances(student, teacher_layers), mse_distances(student, teacher_layers)
+    for i in range(3):
+        for j in range(5):
+            expected = F.kl_div(
+                student[i].log_softmax(-1), teacher_layers[j].log_softmax(-1), log_target=True, reduction="batchmean"
+            )
+            torch.testing.assert_close(kl[i, j], expected)
+            torch.testing.assert_close(mse[i, j], F.mse_loss(student[i], teacher_layers[j]))
+
+
+def test_cost_attention_is_berts_emd_without_a_floor_and_bounded_with_one():
+    cost = torch.tensor([0.2, 0.1, 0.4])
+    torch.testing.assert_close(attend_to_cost(cost, 0.0), (cost.sum() / cost / 10).softmax(0))
+    extreme = torch.tensor([1e-6, 1.0, 1.0, 1.0])
+    assert attend_to_cost(extreme, 0.0).max() > 0.999  # the published collapse
+    kept = attend_to_cost(extreme, 0.5)
+    assert kept.min() >= 0.5 / 4 and kept.sum() == pytest.approx(1)
+
+
+def test_weights_follow_the_costs_of_their_own_flow():
+    """A layer that is cheap to reach gains; u moves with rows, v with columns (the published code mixes them up)."""
+    mapping = EMDMapping(2, 3, floor=0.1, momentum=0.5)
+    distances = torch.tensor([[0.1, 0.5, 0.9], [0.2, 0.5, 0.9]])
+    for _ in range(30):
+        mapping(distances)
+        mapping.update(distances)
+    v, u = mapping.teacher_weights, mapping.student_weights
+    assert v[0] > v[1] > v[2] >= 0.1 / 3
+    assert u.sum() == pytest.approx(1) and v.sum() == pytest.approx(1)
+    flow, v_cost = mapping.flow, (mapping.flow * distances).sum(0)
+    assert flow.shape == (2, 3) and bool((v_cost >= 0).all())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("left", [0, 1, 2, 3]), ("right", [4, 5, 6, 7]), ("left_jump", [0, 2, 4, 6]), ("right_jump", [1, 3, 5, 7])],
+)
+def test_fixed_mappings(name, expected):
+    assert fixed_pairs(name, 4, 8, seed=0) == expected
+    mapping, distances = FixedMapping(expected, 8), torch.rand(4, 8)
+    assert float(mapping(distances)) == pytest.approx(float(distances[range(4), expected].mean()))
+
+
+def test_random_mapping_is_ordered_distinct_and_seeded():
+    pairs = fixed_pairs("random", 4, 8, seed=5)
+    assert pairs == sorted(set(pairs)) and len(pairs) == 4 and pairs == fixed_pairs("random", 4, 8, seed=5)
+    assert len({tuple(fixed_pairs("random", 4, 8, seed=s)) for s in range(10)}) > 3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("positions", [7, 600])
+def test_item_losses_equal_torchs_own_with_their_gradients(temperature, positions):
+    states, table = torch.randn(positions, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    labels, teacher_states, teacher_table = (
+        torch.randint(40, (positions,)),
+        torch.randn(positions, 16),
+        torch.randn(40, 16),
+    )
+    total, ce, kl = item_losses(
+        states, table, labels, ce_weight=0.3, kl_weight=0.7, temperature=temperature,
+        teacher_states=teacher_states, teacher_table=teacher_table,
+    )  # fmt: skip
+    (2 * total).backward()
+    found = states.grad.clone(), table.grad.clone()
+    states.grad = table.grad = None
+    logits = states @ table.T
+    expected_ce = F.cross_entropy(logits, labels)
+    expected_kl = temperature**2 * F.kl_div(
+        (logits / temperature).log_softmax(-1), (teacher_states @ teacher_table.T / temperature).log_softmax(-1),
+        log_target=True, reduction="batchmean",
+    )  # fmt: skip
+    (2 * (0.3 * expected_ce + 0.7 * expected_kl)).backward()
+    torch.testing.assert_close(ce, expected_ce.detach())
+    torch.testing.assert_close(kl, expected_kl.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[0], states.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[1], table.grad, rtol=1e-4, atol=1e-6)
+
+
+def distiller(config, teacher_table):
+    return Distiller(config, 32, 4, teacher_table.shape[1], 8, teacher_table)
+
+
+def test_a_student_that_knows_its_teachers_table_starts_at_the_best_approximation():
+    teacher_table, table = torch.randn(200, 64), ItemTable(200, 32)
+    d = distiller(make_config("student"), teacher_table)
+    d.start_from_teacher(table)
+    rebuilt = d.project_embedding(table.items)
+    best = torch.linalg.svdvals(teacher_table)[32:].square().sum()
+    assert float((rebuilt - teacher_table).square().sum()) == pytest.approx(float(best), rel=1e-3)
+
+
+@pytest.mark.parametrize("switch", ["loss_embedding", "loss_hidden", "loss_output"])
+def test_each_switch_leaves_out_its_loss_alone(ml100k, switch):
+    model = teacher_of(ml100k)
+    batch = ml100k.train._dataset[torch.arange(4)]
+    lesson = LiveTeacher(model).lesson(batch)
+    b, length = batch["item_id_list"].shape
+    encoding = Encoding(
+        torch.randn(b, length, 32), tuple(torch.randn(b, length, 32) for _ in range(4)), torch.randn(b, length, 32)
+    )
+    table = torch.randn(model.n_items, 32)
+    parts = {}
+    for config in (make_config("student"), make_config("student", **{switch: False})):
+        torch.manual_seed(0)
+        d = distiller(config, model.item_table.items)
+        losses = d(encoding, batch["target_item_id_list"], table, lesson)
+        parts[config[switch]] = losses.parts
+    name = switch.removeprefix("loss_")
+    assert float(parts[True][name]) > 0 and float(parts[False].get(name, torch.zeros(()))) == 0
+    for other in set(parts[True]) - {name}:
+        torch.testing.assert_close(parts[True][other], parts[False][other])
+
+
+def teacher_of(ml100k, backbone="NextItNet"):
+    from recbole.utils import get_model
+
+    config = make_config("teacher", backbone=backbone, teacher_hidden_size=16, teacher_inner_size=16)
+    return shaken(get_model("AdaRecTeacher")(config, ml100k.train._dataset))
+
+
+@pytest.mark.parametrize("backbone", ["NextItNet", "BERT4Rec"])
+def test_cached_lessons_equal_live_ones(ml100k, backbone):
+    model, dataset = teacher_of(ml100k, backbone), ml100k.train._dataset
+    few = torch.arange(0, len(dataset), 29)
+
+    class Part(type(dataset)):
+        """The first windows only, to keep the test short."""
+
+        def __len__(self):
+            return 200
+
+    part = object.__new__(Part)
+    part.__dict__.update(dataset.__dict__)
+    cached = CachedTeacher(model, part, batch_size=64)
+    batch = dataset[few[few < 200].flip(0)]
+    expected, found = LiveTeacher(model).lesson(batch), cached.lesson(batch)
+    assert torch.equal(expected.positions, found.positions)
+    for x, y in zip(expected[1:], found[1:], strict=True):
+        torch.testing.assert_close(x, y, rtol=2e-3, atol=2e-3)
+
+
+def test_a_bidirectional_teacher_gives_no_lesson_elsewhere(ml100k):
+    model = teacher(ml100k, "BERT4Rec")
+    batch = ml100k.train._dataset[torch.arange(5)]
+    lesson = LiveTeacher(model).lesson(batch)
+    assert lesson.positions.sum() < (batch["item_id_list"] != 0).sum()
+    assert len(lesson.output) == lesson.positions.sum()

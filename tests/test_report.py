@@ -1,0 +1,233 @@
+"""The report says what was measured, says when nothing was, and its page stands alone."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+
+from recbole_adarec.evaluation.report import comparison_table, html, markdown
+
+OPERATIONS = ["conv_3", "skip", "none"]
+FLOW = [[0.25, 0.25, 0.0], [0.0, 0.1, 0.4]]
+WEIGHTS = {"student_layer_weights": [0.5, 0.5], "teacher_layer_weights": [0.25, 0.35, 0.4], "flow": FLOW}
+
+
+def model(name: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": "Kind",
+        "parameters": {"total": 1000, "item_table": 200, "layers": 800},
+        "macs_per_sequence": 20_000_000,
+        "latency_ms": {"batch_1_p50": 2.0, "batch_1_p99": 3.0},
+        "sequences_per_second": 900.0,
+        "valid": {"ndcg@10": 0.06},
+        "test": {"recall@5": 0.05, "ndcg@5": 0.04, "mrr@5": 0.03, "recall@10": 0.1, "ndcg@10": 0.05},
+    } | changes
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    student = model(
+        "student",
+        parameters={"total": 250, "item_table": 150, "layers": 100},
+        latency_ms={"batch_1_p50": 0.5, "batch_1_p99": 1.0},
+        macs_per_sequence=40_000_000,
+        test={"recall@5": 0.06, "ndcg@5": 0.05, "mrr@5": 0.03, "recall@10": 0.1, "ndcg@10": 0.05},
+    )
+    return {
+        "format": "recbole-adarec-report/1",
+        "dataset": "ml-100k",
+        "seed": 2020,
+        "stages": {name: {"seconds": 10.5, "epochs": 2} for name in ("teacher", "search", "student")},
+        "models": [model("teacher"), student, model("SASRec")],
+        "architecture": {
+            "operations": {"conv_3": 2, "skip": 2, "none": 2},
+            "hidden_size": 32,
+            "cells": [[["conv_3"], ["none", "skip"]]] * 2,
+            "search": {
+                "alpha_moved": 0.19,
+                "alpha_max_probability": 0.4,
+                "changed_edges": 0.75,
+                "temperature": 0.5,
+                "cost": 0.1,
+                "cost_budget": None,
+            },
+        },
+        "distillation": WEIGHTS,
+    }
+
+
+@pytest.fixture
+def history() -> dict[str, Any]:
+    alpha = [[[0.5, 0.3, 0.2]] * 3]
+    return {
+        "teacher": [{"epoch": k, "loss": 5.0 - k, "valid_score": 0.04 + k / 100} for k in range(2)],
+        "search": [
+            {"epoch": k, "loss": 4.0, "ce": 3.0, "alpha_loss": 4.6 if k else None, "alpha": alpha, **WEIGHTS}
+            for k in range(2)
+        ],
+        "student": [{"epoch": k, "loss": 3.0, "hidden": 1.0, "valid_score": 0.05, **WEIGHTS} for k in range(2)],
+    }
+
+
+def without_figures(value: Any) -> Any:
+    """The same structure with every number and every optional part null."""
+    if isinstance(value, dict):
+        return {key: without_figures(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [without_figures(part) for part in value]
+    return value if isinstance(value, str) else None
+
+
+def own_html(page: str) -> str:
+    """The page without what plotly put into it."""
+    return re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+
+
+def drawings(page: str) -> int:
+    return len(re.findall(r'<div id="figure-\d+"', page))
+
+
+def test_table_shows_the_first_k_of_the_metrics(report: dict[str, Any]) -> None:
+    header = comparison_table(report).splitlines()[0]
+    assert re.findall(r"test (\S+)", header) == ["NDCG@5", "Recall@5", "MRR@5"]
+
+
+def test_ratios(report: dict[str, Any]) -> None:
+    sentence = comparison_table(report).rpartition("\n\n")[2]
+    assert "test NDCG@5 x1.25" in sentence
+    assert "8.0 times fewer layer parameters" in sentence
+    assert "4.0 times lower batch-1 latency" in sentence
+    assert "4.0 times fewer parameters in all" in sentence
+    assert "2.0 times more MACs" in sentence
+    assert "sequences per second equal within 5 %" in sentence
+
+
+def test_a_worse_student_is_called_worse(report: dict[str, Any]) -> None:
+    report["models"][0], report["models"][1] = (
+        report["models"][1] | {"name": "teacher"},
+        report["models"][0] | {"name": "student"},
+    )
+    sentence = comparison_table(report).rpartition("\n\n")[2]
+    assert "x0.80" in sentence
+    assert "8.0 times more layer parameters" in sentence
+    assert "4.0 times higher batch-1 latency" in sentence
+
+
+def test_zeros_divide_nothing(report: dict[str, Any], history: dict[str, Any]) -> None:
+    teacher, student = report["models"][:2]
+    student["parameters"]["layers"] = 0
+    teacher["test"] = dict.fromkeys(teacher["test"], 0.0)
+    teacher["latency_ms"]["batch_1_p50"] = 0.0
+    sentence = comparison_table(report).rpartition("\n\n")[2]
+    assert "no layer parameters at all" in sentence
+    assert "test NDCG" not in sentence and "latency" not in sentence
+    assert "without layer parameters: student" in html(report, history, OPERATIONS)
+
+
+@pytest.mark.parametrize("figure", ["macs_per_sequence", "latency_ms", "sequences_per_second", "test", "parameters"])
+def test_null_is_a_dash(report: dict[str, Any], history: dict[str, Any], figure: str) -> None:
+    for entry in report["models"]:
+        entry[figure] = None
+    for text in (comparison_table(report), markdown(report, history), own_html(html(report, history, OPERATIONS))):
+        assert "None" not in text and "nan" not in text
+        assert "–" in text.partition("Units")[0] or figure == "test"
+
+
+def test_everything_null(report: dict[str, Any]) -> None:
+    empty = without_figures(report) | {"distillation": None}
+    for text in (markdown(empty, {}), own_html(html(empty, {}, []))):
+        assert "None" not in text
+    assert "no figure was measured for both" in comparison_table(empty)
+
+
+def test_nan_is_not_measured(report: dict[str, Any]) -> None:
+    report["models"][1]["sequences_per_second"] = float("nan")
+    assert "nan" not in comparison_table(report)
+
+
+def test_no_models() -> None:
+    assert comparison_table({"models": []}) == "No model was measured."
+    assert "No model" in html({}, {}, [])
+
+
+def test_markdown_tells_architecture_and_search(report: dict[str, Any], history: dict[str, Any]) -> None:
+    text = markdown(report, history)
+    assert "Cells 1 to 2" in text
+    assert "node 1 = conv_3(input)" in text
+    assert "node 2 = skip(node 1)" in text
+    assert "α moved 0.19" in text and "75 % of the edges" in text
+    rows = [line for line in text.splitlines() if re.match(r"\| (search|student) .*0\.350", line)]
+    assert len(rows) == 4
+
+
+def test_edges_that_carry_nothing_are_left_out(report: dict[str, Any]) -> None:
+    report["architecture"]["cells"] = [[["none"], ["skip", "conv_3"]]]
+    text = markdown(report, {})
+    assert "node 1 = nothing" in text and "node 2 = skip(input)\n" in text
+
+
+def test_a_long_training_gives_a_short_table(report: dict[str, Any]) -> None:
+    history = {"student": [{"epoch": k, **WEIGHTS} for k in range(100)]}
+    epochs = [int(found) for found in re.findall(r"\| student *\| +(\d+) \| +0\.250", markdown(report, history))]
+    assert len(epochs) == 20 and epochs[0] == 1 and epochs[-1] == 100
+
+
+def test_page_loads_nothing(report: dict[str, Any], history: dict[str, Any]) -> None:
+    page = html(report, history, OPERATIONS)
+    assert not re.findall(r"<(?:script|link|img|iframe)[^>]*\s(?:src|href)\s*=", page)
+    assert "@import" not in own_html(page) and "url(" not in own_html(page)
+    assert "default-src 'none'" in page
+
+
+def test_page_holds_plotly_once(report: dict[str, Any], history: dict[str, Any]) -> None:
+    page = html(report, history, OPERATIONS)
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, flags=re.DOTALL)
+    assert sum(len(script) > 1_000_000 for script in scripts) == 1
+    # Accuracy, an alpha panel for each of 3 edges, transport, u and v of two stages, three losses, validation.
+    assert drawings(page) == 1 + 3 + 1 + 4 + 4
+    assert page == html(report, history, OPERATIONS)
+
+
+def test_names_are_escaped(report: dict[str, Any], history: dict[str, Any]) -> None:
+    evil = "<script>alert(1)</script><b>"
+    report["dataset"] = evil
+    report["models"][2]["name"] = report["models"][2]["kind"] = evil
+    page = html(report, history, [evil, "skip", "none"])
+    assert evil not in page and "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&lt;b&gt;" in own_html(page)
+
+
+def test_a_bar_in_a_name_does_not_end_a_markdown_cell(report: dict[str, Any]) -> None:
+    report["models"][2]["name"] = "a|b"
+    assert "a\\|b" in comparison_table(report)
+
+
+@pytest.mark.parametrize("stages", [[], ["teacher"], ["teacher", "student"], ["search"]])
+def test_missing_history(report: dict[str, Any], history: dict[str, Any], stages: list[str]) -> None:
+    part = {name: history[name] for name in stages} | ({} if "search" in stages else {"search": []})
+    page, text = html(report, part, OPERATIONS), markdown(report, part)
+    assert ("No α was recorded" in page) == ("search" not in stages)
+    assert ("No losses were recorded" in page) == (not stages)
+    assert ("No layer weights were recorded" in text) == (not {"search", "student"} & set(stages))
+
+
+def test_given_architecture(report: dict[str, Any], history: dict[str, Any]) -> None:
+    report["architecture"]["search"] = report["stages"]["search"] = report["distillation"] = None
+    part = {stage: [{"epoch": 0, "loss": 1.0}] for stage in ("teacher", "student")}
+    page, text = html(report, part, []), markdown(report, part)
+    for found in (page, text):
+        assert "The architecture was given, not searched." in found
+    assert "No layer transport was recorded" in page
+
+
+@pytest.mark.parametrize(("groups", "panels"), [(4, 12), (5, 6), (13, 2)])
+def test_many_edges_are_summed_up(report: dict[str, Any], history: dict[str, Any], groups: int, panels: int) -> None:
+    few = copy.deepcopy(history)
+    for record in history["search"]:
+        record["alpha"] = record["alpha"] * groups
+    before, after = (drawings(html(report, records, OPERATIONS)) for records in (few, history))
+    assert after - before == panels - 3

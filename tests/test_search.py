@@ -1,0 +1,179 @@
+"""The search: what it updates, on whom, and whether it finds what is there."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from recbole.utils import get_model, get_trainer, init_seed
+
+from recbole_adarec.data.loading import load_data
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.architecture import Architecture
+from recbole_adarec.model.operations import OPERATIONS
+from recbole_adarec.model.supernet import Sample, within_budget
+from tests.conftest import make_config, write_dataset
+
+
+def build(config, data):
+    model = get_model(config["model"])(config, data.train._dataset)
+    return get_trainer(config["MODEL_TYPE"], config["model"])(config, model), model
+
+
+@torch.no_grad()
+def test_student_equals_the_supernet_on_its_path(ml100k):
+    supernet = get_model("AdaRecSupernet")(make_config("search"), ml100k.train._dataset).eval()
+    sequence = torch.randint(1, 1000, (5, 20))
+    for seed in range(5):
+        torch.manual_seed(seed)
+        sample = supernet.sample(1.0)
+        names = tuple(tuple(supernet.operations[o] for o in cell) for cell in sample.choice)
+        config = make_config("student", architecture=Architecture(32, names).to_dict())
+        student = get_model("AdaRecStudent")(config, ml100k.train._dataset).eval()
+        weights = supernet.state_dict()
+        student.load_state_dict({name: weights[name] for name in student.state_dict()})
+        expected, found = supernet.encode_path(sequence, sample.choice), student.encode(sequence)
+        assert torch.equal(expected.output, found.output), names
+        assert all(torch.equal(x, y) for x, y in zip(expected.layers, found.layers, strict=True))
+
+
+def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k):
+    """Running the other operations forward only loses nothing of α's gradient."""
+    config = make_config("search", operations=[name for name in OPERATIONS if name != "none"], search_dropout_prob=0.0)
+    supernet = get_model("AdaRecSupernet")(config, ml100k.train._dataset)
+    with torch.no_grad():
+        supernet.item_table.embedding.weight.mul_(5)
+    sequence, weights = torch.randint(1, 1000, (3, 10)), torch.randn(32)
+    sample = supernet.sample(1.0)
+
+    def mixture(cell, number, source):
+        gates = sample.gates[0, number]
+        modules = supernet.cells[cell].edges[number]
+        return sum(gates[o] * modules[name](source) for o, name in enumerate(supernet.operations))
+
+    (expected,) = torch.autograd.grad(
+        (supernet.encode_edges(sequence, mixture).output @ weights).sum(), supernet.alpha, retain_graph=True
+    )
+    (found,) = torch.autograd.grad((supernet.encode_gated(sequence, sample).output @ weights).sum(), supernet.alpha)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert expected.abs().max() > 0
+
+
+@torch.no_grad()
+def test_drawn_none_is_a_missing_edge_in_both_steps(ml100k):
+    supernet = get_model("AdaRecSupernet")(make_config("search"), ml100k.train._dataset).eval()
+    none = supernet.operations.index("none")
+    gates = torch.zeros_like(supernet.alpha)
+    choice = [0, none, 3, none, none, 6]
+    gates[0, range(6), choice] = 1
+    sample = Sample(gates, [choice] * 4)
+    sequence = torch.randint(1, 1000, (3, 10))
+    torch.testing.assert_close(
+        supernet.encode_gated(sequence, sample).output, supernet.encode_path(sequence, sample.choice).output
+    )
+
+
+def test_alpha_and_weights_never_learn_from_the_same_user(tiny):
+    config = make_config("search", "tiny", data_path=str(tiny), search_epochs=3, train_batch_size=60, alpha_warmup=1)
+    data = load_data(config)
+    trainer, model = build(config, data)
+    seen = {"w": set(), "alpha": set()}
+    weight_step, alpha_step = trainer.batch_losses, trainer._alpha_step
+
+    def watch_w(interaction):
+        seen["w"] |= set(interaction["user_id"].tolist())
+        return weight_step(interaction)
+
+    def watch_alpha(interaction):
+        seen["alpha"] |= set(interaction["user_id"].tolist())
+        weights = [w.detach().clone() for w in model.weights()]
+        before = model.alpha.detach().clone()
+        result = alpha_step(interaction)
+        assert all(torch.equal(w, v) for w, v in zip(weights, model.weights(), strict=True))
+        assert not torch.equal(before, model.alpha)
+        return result
+
+    trainer.batch_losses, trainer._alpha_step = watch_w, watch_alpha
+    trainer.fit(data.train, saved=False, verbose=False)
+    assert seen["w"] and seen["alpha"] and not seen["w"] & seen["alpha"]
+    assert seen["w"] | seen["alpha"] == set(data.train._dataset.windows.user.tolist())
+
+
+def test_weight_steps_leave_alpha_alone(tiny):
+    config = make_config("search", "tiny", data_path=str(tiny), search_epochs=2, alpha_warmup=2)
+    data = load_data(config)
+    trainer, model = build(config, data)
+    trainer.fit(data.train, saved=False, verbose=False)
+    assert torch.equal(model.alpha, model.alpha_initial) and model.movement()["alpha_moved"] == 0
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_alpha_finds_the_only_operation_that_reaches_the_signal(tmp_path, share):
+    """Histories of period 9: only taps 0, 2, 4, 6, 8 of a dilated kernel of 5 see the item that comes next."""
+    rng = torch.Generator().manual_seed(1)
+    histories = [(torch.randperm(30, generator=rng)[:9] + 1).repeat(4).tolist() for _ in range(150)]
+    folder = write_dataset(tmp_path, "periodic", histories)
+    config = make_config(
+        "search", "periodic", data_path=str(folder), cells=1, nodes=1, share_cells=share, gamma=0.0, beta=0.0,
+        search_epochs=12, search_learning_rate=0.01, search_dropout_prob=0.0, alpha_learning_rate=0.1,
+        train_batch_size=300, cost_budget=None,
+    )  # fmt: skip
+    init_seed(1, True)
+    data = load_data(config)
+    trainer, model = build(config, data)
+    with torch.no_grad():  # start on a wrong operation
+        model.alpha.zero_()
+        model.alpha[..., model.operations.index("skip")] = 0.5
+        model.alpha_initial.copy_(model.alpha)
+    trainer.fit(data.train, saved=False, verbose=False)
+    assert model.derive().cells == (("dilated_conv_5",),)
+    assert model.movement()["changed_edges"] == 1 and model.movement()["alpha_moved"] > 0.3
+
+
+def test_budget_holds_and_is_used_best():
+    log_p = torch.log_softmax(torch.tensor([[3.0, 2.0, 0.0], [3.0, 1.0, 0.0]]), -1)
+    costs = torch.tensor([0.5, 0.2, 0.0])
+    assert within_budget(log_p, costs, 1.0) == [0, 0]
+    assert within_budget(log_p, costs, 0.7) == [1, 0]  # giving way on the first edge loses less
+    assert within_budget(log_p, costs, 0.0) == [2, 2]
+    with pytest.raises(AdaRecError, match="no architecture costs at most"):
+        within_budget(log_p[:, :2], costs[:2], 0.1)
+
+
+def test_derived_student_is_within_its_budget(ml100k):
+    config = make_config("search", cost_budget=0.1)
+    model = get_model("AdaRecSupernet")(config, ml100k.train._dataset)
+    with torch.no_grad():
+        model.alpha[..., model.operations.index("dilated_conv_5")] = 5.0
+    assert model.derived_cost() <= 0.1 + 1e-6
+    architecture = model.derive()
+    parameters = sum(OPERATIONS[name].parameters(32) for cell in architecture.cells for name in cell)
+    assert parameters <= 0.1 * 24 * 5 * 32 * 32
+
+
+def test_cost_is_a_share_of_the_most_expensive_architecture(ml100k):
+    for cost in ("params", "macs"):
+        model = get_model("AdaRecSupernet")(make_config("search", cost=cost, cost_budget=None), ml100k.train._dataset)
+        gates = torch.zeros_like(model.alpha)
+        gates[..., model.operations.index("conv_5")] = 1
+        assert float(model.cost(gates)) == pytest.approx(1)
+        gates.zero_()[..., model.operations.index("none")] = 1
+        assert float(model.cost(gates)) == 0
+
+
+def test_too_few_users_to_split_is_refused(tmp_path):
+    folder = write_dataset(tmp_path, "lonely", [[1, 2, 3, 4, 5, 6]])
+    config = make_config("search", "lonely", data_path=str(folder))
+    data = load_data(config)
+    trainer, _ = build(config, data)
+    with pytest.raises(AdaRecError, match="cannot be split"):
+        trainer.fit(data.train, saved=False)
+
+
+def test_movement_is_a_total_variation(ml100k):
+    model = get_model("AdaRecSupernet")(make_config("search"), ml100k.train._dataset)
+    assert model.movement()["alpha_moved"] == 0
+    with torch.no_grad():
+        model.alpha[..., 0] = 50.0
+    assert math.isclose(model.movement()["alpha_moved"], 1 - 1 / 8, abs_tol=1e-3)

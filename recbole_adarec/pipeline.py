@@ -183,7 +183,7 @@ class Run:
     def _baseline_config(self, name: str, **extra: Any) -> AdaRecConfig:
         try:
             get_model(name)
-        except ValueError as error:
+        except (ValueError, ImportError, AttributeError) as error:
             raise AdaRecError(f"baselines: RecBole has no model {name!r}") from error
         return make_config(name, stage_values(self.values, "baseline") | extra)
 

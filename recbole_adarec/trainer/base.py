@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -77,8 +78,14 @@ class StageTrainer(Trainer):
         targets = int(train_data._dataset.windows.length[windows].sum())
         if self.bar is None:
             total = targets * (self.epochs - epoch_idx)
-            self.bar = tqdm(total=total, desc=f"{self.stage:>8}", unit=" targets", unit_scale=True,
-                            disable=not show_progress)  # fmt: skip
+            self.bar = tqdm(
+                total=total,
+                desc=f"{self.stage:>8}",
+                unit=" targets",
+                unit_scale=True,
+                disable=not show_progress,
+                mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file wants fewer lines than a screen
+            )
         sums: defaultdict[str, float] = defaultdict(float)
         done = 0
         for interaction in self.batches(train_data, windows):

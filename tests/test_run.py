@@ -1,0 +1,201 @@
+"""A whole run on a tiny dataset: what it writes, what it does not repeat, and what can be done with it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+import recbole_adarec.pipeline as pipeline
+from recbole_adarec import AdaRecError, load_student, run_adarec
+from recbole_adarec.model.architecture import Architecture
+
+FAST = {
+    "teacher_epochs": 2, "search_epochs": 3, "student_epochs": 2, "teacher_hidden_size": 16, "search_hidden_size": 8,
+    "block_num": 2, "distilled_layers": 3, "train_batch_size": 200, "latency_repeats": 3, "show_progress": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "r"
+    return folder, run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=folder)
+
+
+def test_the_run_folder_holds_what_it_promises(finished):
+    folder, report = finished
+    names = {path.name for path in folder.iterdir()}
+    stages = {"teacher.pth", "search.pth", "student.pth"}
+    assert {"config.yaml", "architecture.yaml", "report.json", "report.md", "report.html", "log.txt"} | stages <= names
+    assert not [name for name in names if name.startswith(".")]
+    for stage in stages:
+        content = torch.load(folder / stage, weights_only=True)
+        assert content["state_dict"] and content["config"]["dataset"] == "tiny"
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert "epoch" in (folder / "log.txt").read_text()
+
+
+def test_the_report_keeps_its_contract(finished):
+    folder, report = finished
+    assert report["format"] == "recbole-adarec-report/1" and report["dataset"] == "tiny" and report["seed"] == 2020
+    assert [m["name"] for m in report["models"]] == ["teacher", "student"]
+    for model in report["models"]:
+        parameters = model["parameters"]
+        assert parameters["total"] == parameters["item_table"] + parameters["layers"]
+        assert model["macs_per_sequence"] > 0 and model["sequences_per_second"] > 0
+        assert 0 < model["latency_ms"]["batch_1_p50"] <= model["latency_ms"]["batch_1_p99"]
+        assert {"recall@10", "ndcg@10", "mrr@10"} <= set(model["test"]) and "ndcg@10" in model["valid"]
+    teacher, student = report["models"]
+    assert teacher["parameters"]["item_table"] == 21 * 16 and student["parameters"]["item_table"] == 21 * 8
+    assert report["stages"]["search"]["epochs"] == 3
+    assert 0 < report["architecture"]["search"]["alpha_moved"] <= 1
+    assert 0 <= report["architecture"]["search"]["changed_edges"] <= 1
+    architecture = Architecture.load(folder / "architecture.yaml")
+    assert report["architecture"]["operations"] == architecture.count()
+    assert sum(map(sum, report["distillation"]["flow"])) == pytest.approx(1)
+
+
+def test_a_finished_stage_is_never_repeated(finished, tiny, monkeypatch):
+    folder, report = finished
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pth")}
+    monkeypatch.setattr(pipeline, "get_trainer", lambda *_: pytest.fail("trained again"))
+    again = run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=folder)
+    assert before == {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pth")}
+    assert [m["test"] for m in again["models"]] == [m["test"] for m in report["models"]]
+
+
+def test_a_continued_run_gives_the_numbers_of_an_unbroken_one(finished, tiny, tmp_path):
+    folder, report = finished
+    values = {**FAST, "data_path": str(tiny)}
+    broken = tmp_path / "broken"
+    run_adarec("tiny", config_dict=values, run_dir=broken)
+    expected = torch.load(broken / "student.pth", weights_only=True)["state_dict"]
+    (broken / "student.pth").unlink()
+    (broken / "search.pth").unlink()
+    continued = run_adarec("tiny", config_dict=values, run_dir=broken)
+    found = torch.load(broken / "student.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert [m["test"] for m in continued["models"]] == [m["test"] for m in report["models"]]
+
+
+def test_another_configuration_in_the_same_folder_is_refused(finished, tiny):
+    folder, _ = finished
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
+    with pytest.raises(AdaRecError, match="teacher_epochs is 2 there and 3 now"):
+        run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny), "teacher_epochs": 3}, run_dir=folder)
+    assert before == {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
+
+
+def test_a_folder_that_is_no_run_is_refused(tiny, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(AdaRecError, match="no run of ours"):
+        run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 not a checkpoint", b""])
+def test_a_damaged_checkpoint_is_named_and_kept(finished, tiny, tmp_path, content):
+    import shutil
+
+    folder = tmp_path / "damaged"
+    shutil.copytree(finished[0], folder)
+    (folder / "teacher.pth").write_bytes(content)
+    with pytest.raises(AdaRecError, match="teacher.pth is damaged"):
+        run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=folder)
+    assert (folder / "teacher.pth").read_bytes() == content
+
+
+def test_a_checkpoint_with_code_in_it_is_not_executed(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save({"format": "recbole-adarec-model/1", "model": "AdaRecStudent", "x": Evil()}, tmp_path / "student.pth")
+    with pytest.raises(AdaRecError, match="damaged or holds more"):
+        load_student(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_checkpoint_of_another_kind_is_refused(finished, tmp_path):
+    (tmp_path / "student.pth").write_bytes((finished[0] / "teacher.pth").read_bytes())
+    with pytest.raises(AdaRecError, match="holds a 'AdaRecTeacher', expected 'AdaRecStudent'"):
+        load_student(tmp_path)
+    torch.save({"weights": torch.ones(1)}, tmp_path / "student.pth")
+    with pytest.raises(AdaRecError, match="not a checkpoint of this kind"):
+        load_student(tmp_path)
+
+
+def test_a_loaded_student_scores_without_its_dataset(finished, tmp_path):
+    folder, _ = finished
+    (tmp_path / "student.pth").write_bytes((folder / "student.pth").read_bytes())
+    student = load_student(tmp_path)
+    scores = student.scores([["3", "4"], ["7"]])
+    assert scores.shape == (2, 21) and scores[:, 0].max() == -torch.inf and scores[:, 1:].isfinite().all()
+    torch.testing.assert_close(student.scores([["7"]])[0], scores[1], rtol=1e-4, atol=1e-4)
+    ranked = student.recommend(["3", "4"], k=5)
+    assert len(ranked) == 5 and [s for _, s in ranked] == sorted((s for _, s in ranked), reverse=True)
+    assert {token for token, _ in ranked} <= {str(i) for i in range(1, 21)}
+    with pytest.raises(AdaRecError, match="unknown item '99'"):
+        student.recommend(["99"])
+    with pytest.raises(AdaRecError, match="expected a list"):
+        student.recommend([])
+
+
+def test_a_given_architecture_is_trained_without_a_search(finished, tiny, tmp_path):
+    Architecture(8, (("conv_3",), ("skip",))).save(tmp_path / "mine.yaml")
+    values = {**FAST, "data_path": str(tiny), "architecture": str(tmp_path / "mine.yaml")}
+    report = run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "search.pth").exists() and "search" not in report["stages"]
+    assert report["architecture"]["operations"] == {"conv_3": 1, "skip": 1}
+    assert report["architecture"]["search"] is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"gamma": 0.0},
+        {"layer_mapping": "left_jump"},
+        {"layer_mapping": "none"},
+        {"backbone": "SASRec", "n_layers": 3, "share_cells": False},
+        {"backbone": "BERT4Rec", "n_layers": 3, "hidden_distance": "mse"},
+        {"teacher_cache_mb": 0, "cost_budget": None, "cost": "macs"},
+    ],
+    ids=str,
+)
+def test_variants_run_to_their_report(tiny, tmp_path, values):
+    report = run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny), **values}, run_dir=tmp_path / "run")
+    assert report["models"][1]["test"]["ndcg@10"] >= 0
+    assert (report["distillation"] is None) == (values.get("gamma") == 0 or values.get("layer_mapping") == "none")
+
+
+def test_stock_models_train_evaluate_and_reload(tiny, tmp_path, monkeypatch):
+    values = {
+        **FAST, "data_path": str(tiny), "baselines": ["SASRec", "GRU4Rec"], "baseline_epochs": 2,
+    }  # fmt: skip
+    report = run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
+    assert [m["name"] for m in report["models"]] == ["teacher", "student", "SASRec", "GRU4Rec"]
+    for name in ("SASRec", "GRU4Rec"):
+        content = torch.load(tmp_path / "run" / f"baseline-{name}.pth", weights_only=True)
+        assert content["state_dict"]
+    monkeypatch.setattr(pipeline, "get_trainer", lambda *_: pytest.fail("trained again"))
+    again = run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
+    assert [m["test"] for m in again["models"]] == [m["test"] for m in report["models"]]
+
+
+def test_layer_weights_do_not_collapse(finished):
+    folder, _ = finished
+    for stage in ("search", "student"):
+        content = torch.load(folder / f"{stage}.pth", weights_only=True)
+        for record in content["history"]:
+            v = record["teacher_layer_weights"]
+            assert sum(v) == pytest.approx(1, abs=1e-4) and min(v) >= 0.5 / len(v) - 1e-6
+        assert "mapping.teacher_weights" in content["distillation"]
+        assert content["distillation"]["mapping.teacher_weights"].tolist() == pytest.approx(v)
+
+
+def test_the_page_names_the_dataset(finished):
+    page = (finished[0] / "report.html").read_text()
+    assert "tiny" in page and not re.search(r'src="https?://', page)

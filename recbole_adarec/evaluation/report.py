@@ -30,15 +30,16 @@ LOSSES = {
     "hidden": "hidden",
 }
 GLOSSARY = (
-    "Layer parameters: all trainable parameters but the item table. "
+    "NDCG, Recall and MRR: on the test data. "
+    "Layer parameters: all trainable parameters but the item table; params: with it. "
     "MACs: multiply-accumulates of scoring all items for one sequence, in matrix products and convolutions "
     "(k, M, G: thousands, millions, billions). "
-    "Latency p50: median time of a request with one sequence. "
-    "Sequences/s: throughput of batches. "
+    "p50: median time of a request with one sequence. "
+    "Sequences/s, seq/s: throughput of batches. "
     f"{DASH}: not measured. "
     "All figures are of one run with one seed; small differences between models can be chance."
 )
-MAX_PANELS = 12
+MAX_ALPHA_GROUPS = 4
 MAX_TABLE_EPOCHS = 20
 
 Panel = tuple[str, go.Figure]
@@ -203,13 +204,18 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], fmt: str, left:
 
 
 def _models_table(report: Mapping[str, Any], fmt: str) -> str:
+    # A terminal has about 120 columns; in a page the headings wrap.
+    brief = fmt != "html"
     columns: list[tuple[str, tuple[str, ...], Callable[[float], str]]] = [
-        *((f"test {_metric_label(key)}", ("test", key), "{:.4f}".format) for key in _metric_keys(report)),
-        ("layer parameters", ("parameters", "layers"), "{:,.0f}".format),
-        ("all parameters", ("parameters", "total"), "{:,.0f}".format),
+        *(
+            (_metric_label(key) if brief else f"test {_metric_label(key)}", ("test", key), "{:.4f}".format)
+            for key in _metric_keys(report)
+        ),
+        ("layer params" if brief else "layer parameters", ("parameters", "layers"), "{:,.0f}".format),
+        ("params" if brief else "all parameters", ("parameters", "total"), "{:,.0f}".format),
         ("MACs", ("macs_per_sequence",), _short),
-        ("latency p50, ms", ("latency_ms", "batch_1_p50"), "{:.2f}".format),
-        ("sequences/s", ("sequences_per_second",), "{:,.0f}".format),
+        ("p50 ms" if brief else "latency p50, ms", ("latency_ms", "batch_1_p50"), "{:.2f}".format),
+        ("seq/s" if brief else "sequences/s", ("sequences_per_second",), "{:,.0f}".format),
     ]
     rows = []
     for model in _models(report):
@@ -234,8 +240,8 @@ def _ratios(report: Mapping[str, Any]) -> str:
     first = [
         _accuracy_ratio(teacher, student, _metric_keys(report)),
         times(("parameters", "layers"), "fewer", "more", "layer parameters"),
-        times(("latency_ms", "batch_1_p50"), "lower", "higher", "batch-1 latency"),
         times(("parameters", "total"), "fewer", "more", "parameters in all"),
+        times(("latency_ms", "batch_1_p50"), "lower", "higher", "batch-1 latency"),
     ]
     second = [
         times(("macs_per_sequence",), "fewer", "more", "MACs"),
@@ -308,7 +314,7 @@ def _cells_text(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     number = 1
     for cell, equal in groupby(cells):
         last = number + len(list(equal)) - 1
-        title = f"Cell {number}" if last == number else f"Cells {number} to {last}"
+        title = f"Cell {number}" if last == number else f"Cells {number} to {last} (x{last - number + 1})"
         entries.append((title, _cell_lines(cell)))
         number = last + 1
     return entries
@@ -492,8 +498,7 @@ def _operation_names(operations: Sequence[str], count: int) -> list[str]:
 def alpha_figures(history: Mapping[str, Any], operations: Sequence[str]) -> list[Panel]:
     """A line for each operation over the epochs, a panel for each edge of each group of cells that shares alpha.
 
-    More than `MAX_PANELS` edges are too many to compare: then a panel is the mean over the edges of a group, or of
-    all groups.
+    More than `MAX_ALPHA_GROUPS` groups are too many to compare: then a panel is the mean of an edge over the groups.
     """
     found = _alpha(history)
     if found is None:
@@ -501,15 +506,13 @@ def alpha_figures(history: Mapping[str, Any], operations: Sequence[str]) -> list
     epochs, alpha = found
     _, groups, edge_count, operation_count = alpha.shape
     names = _operation_names(operations, operation_count)
-    cells = [f"cell {group + 1}: " if groups > 1 else "" for group in range(groups)]
-    if groups * edge_count <= MAX_PANELS:
-        labels = [cell + edge for cell in cells for edge in _edge_names(edge_count)]
-        curves = alpha.reshape(len(epochs), -1, operation_count)
-    elif groups <= MAX_PANELS:
-        labels = [f"cell {group + 1}: mean over its edges" for group in range(groups)]
-        curves = alpha.mean(2)
+    if groups > MAX_ALPHA_GROUPS:
+        alpha = alpha.mean(1, keepdims=True)
+        cells = ["mean over cells: "]
     else:
-        labels, curves = ["mean over all cells and edges"], alpha.mean((1, 2))[:, None]
+        cells = [f"cell {group + 1}: " if groups > 1 else "" for group in range(groups)]
+    labels = [cell + edge for cell in cells for edge in _edge_names(edge_count)]
+    curves = alpha.reshape(len(epochs), -1, operation_count)
     # One range for all panels, so that heights compare.
     top = float(curves.max()) * 1.08
     return [(label, _alpha_panel(epochs, curves[:, k], names, top)) for k, label in enumerate(labels)]
@@ -722,7 +725,7 @@ def _alpha_section(history: Mapping[str, Any], operations: Sequence[str]) -> lis
     lead = _paragraph("Probability of each operation after each epoch. Dotted: all operations equal.")
     missing = "No α was recorded: a run with a given architecture has no search."
     after: list[Any] = []
-    if found and math.prod(found[1].shape[1:3]) > MAX_PANELS:
+    if found and found[1].shape[1] > MAX_ALPHA_GROUPS:
         after = ["<h3>every edge after the last epoch</h3>", last_alpha_figure(history, operations)]
     return _section("α over the search", f'{lead}<div class="key">{key}</div>', panels, missing, after)
 

@@ -48,7 +48,7 @@ class ItemTable(nn.Module):
         Further inputs that are no items and never scored (BERT4Rec's mask).
     """
 
-    def __init__(self, n_items: int, size: int, extra: int = 0, std: float = 0.1) -> None:
+    def __init__(self, n_items: int, size: int, extra: int = 0, std: float = 0.2) -> None:
         super().__init__()
         self.n_items = n_items
         self.embedding = nn.Embedding(n_items + extra, size, padding_idx=0)

@@ -53,7 +53,7 @@ class Cell(nn.Module):
         """
         sources: list[Tensor | None] = [x.relu()]
         mixed: Tensor | None = None
-        weights = self.node_weights.softmax(0)
+        weights = self.node_weights.softmax(0).unbind()
         number = 0
         for j in range(1, self.nodes + 1):
             node: Tensor | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recbole_adarec.model.architecture import Architecture
+from recbole_adarec.model.architecture import Architecture, edges
 from recbole_adarec.model.base import Encoding, ItemTable, SequenceRecommender
 from recbole_adarec.model.cell import Cell, live_edges
 from recbole_adarec.settings import find_file
@@ -64,14 +64,26 @@ class AdaRecStudent(CellStack):
             cells.append(Cell(architecture.hidden_size, kept, architecture.nodes))
         super().__init__(config, dataset, architecture.hidden_size, cells)
         self.architecture = architecture
+        # What each edge runs, looked up once: at one request a time, a look-up costs as much as the arithmetic.
+        self._chosen = [[next(iter(edge.items()), None) for edge in cell.edges] for cell in cells]
+        self._sources = [i for i, _ in edges(architecture.nodes)]
 
     def encode(self, item_seq: Tensor) -> Encoding:
-        return self.encode_edges(item_seq, self._edge)
+        shared: dict[tuple[int, int, str], Tensor] = {}  # operations without weights, by cell, source and name
 
-    def _edge(self, cell: int, number: int, source: Tensor) -> Tensor | None:
-        for operation in self.cells[cell].edges[number].values():
-            return operation(source)
-        return None
+        def edge(cell: int, number: int, source: Tensor) -> Tensor | None:
+            chosen = self._chosen[cell][number]
+            if chosen is None:
+                return None
+            name, operation = chosen
+            if next(operation.parameters(), None) is not None:
+                return operation(source)
+            key = (cell, self._sources[number], name)
+            if key not in shared:
+                shared[key] = operation(source)
+            return shared[key]
+
+        return self.encode_edges(item_seq, edge)
 
 
 def as_architecture(value: Any) -> Architecture:

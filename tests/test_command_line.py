@@ -76,7 +76,7 @@ def test_histories_too_short_to_split(tmp_path, histories):
 
 def test_filters_that_leave_nothing(tmp_path):
     folder = write_dataset(tmp_path, "short", [[1, 2, 3, 4, 5]] * 3)
-    line = refused("--dataset=short", f"--data_path={folder}", '--user_inter_num_interval=[100,inf)')
+    line = refused("--dataset=short", f"--data_path={folder}", "--user_inter_num_interval=[100,inf)")
     assert "'short'" in line
 
 

@@ -64,8 +64,9 @@ class Cell(nn.Module):
                     node = value if node is None else node + value
                 number += 1
             if node is not None:
-                mixed = weights[j - 1] * node if mixed is None else mixed + weights[j - 1] * node
-            sources.append(None if node is None else node.relu())
+                mixed = weights[j - 1] * node if mixed is None else torch.addcmul(mixed, node, weights[j - 1])
+            if j < self.nodes:  # nothing reads the last node
+                sources.append(None if node is None else node.relu())
         return x if mixed is None else x + F.relu(self.norm(mixed))
 
 

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.base import CausalConv
+from recbole_adarec.model.base import CausalConv, with_past
 
 
 class MaxPool(nn.Module):
@@ -25,11 +24,7 @@ class MaxPool(nn.Module):
         self.kernel = kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        result, length = x, x.shape[1]
-        padded = F.pad(x, (0, 0, self.kernel - 1, 0))
-        for k in range(self.kernel - 1):
-            result = torch.maximum(result, padded[:, k : k + length])
-        return result
+        return with_past(x, self.kernel - 1).unfold(1, self.kernel, 1).amax(-1)
 
 
 class AvgPool(nn.Module):
@@ -40,11 +35,7 @@ class AvgPool(nn.Module):
         self.kernel = kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        result, length = x, x.shape[1]
-        padded = F.pad(x, (0, 0, self.kernel - 1, 0))
-        for k in range(self.kernel - 1):
-            result = result + padded[:, k : k + length]
-        return result / self.kernel
+        return with_past(x, self.kernel - 1).unfold(1, self.kernel, 1).mean(-1)
 
 
 class Zero(nn.Module):

@@ -57,7 +57,7 @@ class AdaRecStudent(CellStack):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         architecture = as_architecture(config["architecture"])
-        cells = []
+        cells: list[Any] = []
         for operations in architecture.cells:
             live = live_edges(operations, architecture.nodes)
             kept = [[name] if alive else [] for name, alive in zip(operations, live, strict=True)]
@@ -65,25 +65,33 @@ class AdaRecStudent(CellStack):
         super().__init__(config, dataset, architecture.hidden_size, cells)
         self.architecture = architecture
         # What each edge runs, looked up once: at one request a time, a look-up costs as much as the arithmetic.
-        self._chosen = [[next(iter(edge.items()), None) for edge in cell.edges] for cell in cells]
-        self._sources = [i for i, _ in edges(architecture.nodes)]
+        self._plan = [
+            [_plan(i, edge) for (i, _), edge in zip(edges(architecture.nodes), cell.edges, strict=True)]
+            for cell in cells
+        ]
 
     def encode(self, item_seq: Tensor) -> Encoding:
-        shared: dict[tuple[int, int, str], Tensor] = {}  # operations without weights, by cell, source and name
+        shared: dict[tuple[int, int, str], Tensor] = {}
 
         def edge(cell: int, number: int, source: Tensor) -> Tensor | None:
-            chosen = self._chosen[cell][number]
-            if chosen is None:
-                return None
-            name, operation = chosen
-            if next(operation.parameters(), None) is not None:
+            operation, key = self._plan[cell][number]
+            if operation is None or isinstance(operation, nn.Identity):
+                return None if operation is None else source
+            if key is None:
                 return operation(source)
-            key = (cell, self._sources[number], name)
-            if key not in shared:
-                shared[key] = operation(source)
-            return shared[key]
+            if (cell, *key) not in shared:
+                shared[cell, *key] = operation(source)
+            return shared[cell, *key]
 
         return self.encode_edges(item_seq, edge)
+
+
+def _plan(source: int, edge: nn.ModuleDict) -> tuple[nn.Module | None, tuple[int, str] | None]:
+    """The operation of an edge, and the key under which equal ones share their result: those without weights do."""
+    for name, operation in edge.items():
+        weighted = any(True for _ in operation.parameters())
+        return operation, None if weighted else (source, name)
+    return None, None
 
 
 def as_architecture(value: Any) -> Architecture:

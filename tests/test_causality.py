@@ -61,11 +61,7 @@ def test_later_items_change_nothing_bit_for_bit(ml100k):
             changed = sequence.clone()
             changed[:, cut:] = torch.randint(1, 1000, (3, 30 - cut))
             after = tensors(model.encode(changed))
-            for x, y in zip(
-                (before.embedding, *before.layers, before.output),
-                (after.embedding, *after.layers, after.output),
-                strict=True,
-            ):
+            for x, y in zip(before, after, strict=True):
                 assert torch.equal(x[:, :cut], y[:, :cut]), (name, cut)
             assert not torch.equal(before[-1][:, cut:], after[-1][:, cut:])
 

@@ -71,7 +71,7 @@ class AdaRecStudent(CellStack):
         ]
 
     def encode(self, item_seq: Tensor) -> Encoding:
-        shared: dict[tuple[int, int, str], Tensor] = {}
+        shared: list[dict[tuple[int, str], Tensor]] = [{} for _ in self._plan]
 
         def edge(cell: int, number: int, source: Tensor) -> Tensor | None:
             operation, key = self._plan[cell][number]
@@ -79,9 +79,9 @@ class AdaRecStudent(CellStack):
                 return None if operation is None else source
             if key is None:
                 return operation(source)
-            if (cell, *key) not in shared:
-                shared[cell, *key] = operation(source)
-            return shared[cell, *key]
+            if key not in shared[cell]:
+                shared[cell][key] = operation(source)
+            return shared[cell][key]
 
         return self.encode_edges(item_seq, edge)
 

@@ -73,10 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(files: list[str], values: dict[str, Any]) -> int:
+    from recbole_adarec.allocator import keep_freed_memory
     from recbole_adarec.config import resolve
     from recbole_adarec.evaluation.report import comparison_table
     from recbole_adarec.pipeline import Run
 
+    keep_freed_memory()
     run = Run(resolve(None, files, values))
     print(f"run folder: {run.folder.path}")
     report = run.execute()

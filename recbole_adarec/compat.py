@@ -26,7 +26,10 @@ from recbole_adarec.files import save_checkpoint
 
 
 def _save_plain_checkpoint(self: Trainer, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-    """RecBole's ``Trainer._save_checkpoint`` with the same keys, in plain values and written atomically."""
+    """RecBole's ``Trainer._save_checkpoint`` with the same keys, in plain values and written atomically.
+
+    A trainer's own state goes into ``extra``.
+    """
     if not self.config["single_spec"] and self.config["local_rank"] != 0:
         return
     path = kwargs.pop("saved_model_file", self.saved_model_file)
@@ -40,6 +43,7 @@ def _save_plain_checkpoint(self: Trainer, epoch: int, verbose: bool = True, **kw
             "state_dict": self.model.state_dict(),
             "other_parameter": self.model.other_parameter(),
             "optimizer": self.optimizer.state_dict(),
+            **kwargs.pop("extra", {}),
         },
     )
     if verbose:

@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from recbole_adarec.data.windows import length_batches
+from recbole_adarec.files import load_checkpoint
 
 
 class StageTrainer(Trainer):
@@ -101,6 +102,24 @@ class StageTrainer(Trainer):
         self.history.append({"epoch": epoch_idx, **means, **self.epoch_record()})
         self.bar.set_postfix_str(f"epoch {epoch_idx + 1}/{self.epochs}, loss {means['loss']:.4f}")
         return means["loss"]
+
+    def training_state(self) -> dict[str, Any]:
+        """What a stage needs besides model and optimizer to go on from an epoch."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take up what `training_state` gave."""
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        extra = {"history": self.history, "training_state": self.training_state()}
+        super()._save_checkpoint(epoch, verbose, extra=extra, **kwargs)
+
+    def resume_checkpoint(self, resume_file: Any) -> None:
+        """RecBole's, with the state of the stage."""
+        super().resume_checkpoint(resume_file)
+        content = load_checkpoint(resume_file, self.device)
+        self.history = content["history"]
+        self.load_training_state(content["training_state"])
 
     def _step(self, interaction: Any) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(self.device.type, enabled=bool(self.enable_amp)):

@@ -90,6 +90,13 @@ class DistillationTrainer(StageTrainer):
             "flow": mapping.flow.tolist(),
         }
 
+    def training_state(self) -> dict[str, Any]:
+        return {"distillation": self.distillation_state()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        if self.distiller is not None:
+            self.distiller.load_state_dict(state["distillation"])
+
     def distillation_state(self) -> dict[str, Tensor]:
         """Projections and layer weights, for the checkpoint of the stage."""
         return {} if self.distiller is None else dict(self.distiller.state_dict())

@@ -75,6 +75,15 @@ class AdaRecSupernetTrainer(DistillationTrainer):
         self.alpha_optimizer.step()
         return float(total.detach())
 
+    def training_state(self) -> dict[str, Any]:
+        state = super().training_state()
+        return {**state, "temperature": self.temperature, "alpha_optimizer": self.alpha_optimizer.state_dict()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        super().load_training_state(state)
+        self.temperature = state["temperature"]
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+
     def epoch_record(self) -> dict[str, Any]:
         record = {
             **super().epoch_record(),

@@ -157,6 +157,26 @@ def stage_config(values: dict[str, Any], stage: str, **extra: Any) -> AdaRecConf
     return make_config(STAGES[stage], own)
 
 
+def resolved(values: dict[str, Any]) -> dict[str, Any]:
+    """Every value that a run depends on, RecBole's and our defaults included; as a config file it gives the same run.
+
+    Parameters
+    ----------
+    values : dict
+        What `resolve` returned.
+    """
+    whole = dict(values)
+    for stage, model in STAGES.items():
+        config = stage_config(values, stage)
+        for key in set(model_defaults(model)) - {"architecture", "teacher_path", "supernet_path"}:
+            # RecBole writes "none" for no negative sampling in words that it does not read back.
+            whole[f"{stage}_{key}"] = None if key == "train_neg_sample_args" else config[key]
+        for file in ("overall.yaml", "dataset/sample.yaml"):
+            for key in set(load_yaml(_RECBOLE / "properties" / file)) - set(model_defaults(model)) - {"data_path"}:
+                whole.setdefault(key, config[key])
+    return whole
+
+
 def make_config(model: str, values: dict[str, Any]) -> AdaRecConfig:
     """RecBole's configuration of a model, with its refusals as one line."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

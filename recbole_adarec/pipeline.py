@@ -13,7 +13,7 @@ import torch
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_adarec.checkpoints import build_model, load_state, save_model
-from recbole_adarec.config import STAGES, AdaRecConfig, make_config, resolve, stage_config, stage_values
+from recbole_adarec.config import STAGES, AdaRecConfig, make_config, resolve, resolved, stage_config, stage_values
 from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation import report as pages
@@ -87,7 +87,7 @@ class Run:
         self.data = load_data(configs[0])
         for config in configs:
             get_model(config["model"])(config, self.data.train._dataset)
-        self.folder = RunFolder(values["run_dir"] or default_folder(values["dataset"]), self.values)
+        self.folder = RunFolder(values["run_dir"] or default_folder(values["dataset"]), resolved(self.values))
 
     def execute(self) -> dict[str, Any]:
         """Run the stages that are not finished, then write the report."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,20 +23,21 @@ from recbole_adarec.settings import load_yaml
 # What may differ between two calls that continue the same run: it changes no result.
 _FREE_KEYS = {
     "run_dir", "threads", "show_progress", "latency_repeats", "gpu_id", "use_gpu", "state", "checkpoint_dir",
-    "baselines", "log_wandb", "wandb_project", "data_path", "teacher_cache_mb", "worker",
+    "baselines", "log_wandb", "save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path",
+    "config_files", "wandb_project", "data_path", "teacher_cache_mb", "worker",
 }  # fmt: skip
 _NEEDED_BYTES = 64 * 2**20
 
 
 class RunFolder:
-    """A run's files; design: every stage writes its result here, so that a killed run continues.
+    """A run's files: every stage writes its result here, so that a killed run continues.
 
     Parameters
     ----------
     path : path-like
         The folder; made if it is not there.
     values : dict
-        The resolved configuration of the run.
+        The whole resolved configuration of the run.
 
     Raises
     ------
@@ -100,13 +103,9 @@ class _Log(logging.FileHandler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def format(self, record: logging.LogRecord) -> str:
-        import re
-
         return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
-        import sys
-
         error = sys.exc_info()[1]
         raise AdaRecError(f"cannot write {self.baseFilename}: {error}") from error
 
@@ -121,10 +120,14 @@ def default_folder(dataset: str) -> Path:
     return folder
 
 
+def _is_free(key: str) -> bool:
+    return key in _FREE_KEYS or key.partition("_")[2] in _FREE_KEYS  # with the prefix of a stage
+
+
 def _check_same(stored: dict[str, Any], values: dict[str, Any], path: Path) -> None:
     current = plain(values)
     for key in sorted(set(stored) | set(current)):
-        if key not in _FREE_KEYS and stored.get(key) != current.get(key):
+        if not _is_free(key) and stored.get(key) != current.get(key):
             raise AdaRecError(
                 f"run_dir: {path} is a run of another configuration: {key} is {stored.get(key)!r} there and "
                 f"{current.get(key)!r} now; give another run_dir, or the same values"

@@ -10,7 +10,9 @@ import torch
 
 import recbole_adarec.pipeline as pipeline
 from recbole_adarec import AdaRecError, load_student, run_adarec
+from recbole_adarec.config import STAGES, resolve, resolved, stage_config
 from recbole_adarec.model.architecture import Architecture
+from recbole_adarec.settings import load_yaml, model_defaults
 
 FAST = {
     "teacher_epochs": 2, "search_epochs": 3, "student_epochs": 2, "teacher_hidden_size": 16, "search_hidden_size": 8,
@@ -55,6 +57,19 @@ def test_the_report_keeps_its_contract(finished):
     architecture = Architecture.load(folder / "architecture.yaml")
     assert report["architecture"]["operations"] == architecture.count()
     assert sum(map(sum, report["distillation"]["flow"])) == pytest.approx(1)
+
+
+def test_config_yaml_is_the_whole_configuration_and_gives_the_same_run(finished):
+    folder, _ = finished
+    values = resolve(None, [str(folder / "config.yaml")], {})
+    assert resolved(values) == load_yaml(folder / "config.yaml")
+    assert values["seed"] == 2020 and values["search_operations"] and values["MAX_ITEM_LIST_LENGTH"] == 50
+    for stage, model in STAGES.items():
+        stored = torch.load(folder / f"{stage}.pth", weights_only=True)["config"]
+        again = stage_config(values, stage)
+        for key in model_defaults(model):
+            if key not in ("architecture", "teacher_path", "supernet_path"):
+                assert again[key] == stored[key], (stage, key)
 
 
 def test_a_finished_stage_is_never_repeated(finished, tiny, monkeypatch):

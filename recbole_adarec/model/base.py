@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from recbole_adarec.data.dataset import TARGETS_PREFIX
 
+_ROWS = 64  # sequences encoded together when many are ranked
+
 
 class Encoding(NamedTuple):
     """What an encoder makes of a batch of sequences; the one type that passes between the rooms.
@@ -104,8 +106,18 @@ class SequenceRecommender(SequentialRecommender):
         return self.encode(item_seq).at(real), real
 
     def forward(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
-        """As RecBole's models: the state of each sequence, ``[B, C]``."""
-        return self.last_state(item_seq, lengths)
+        """As RecBole's models: the state of each sequence, ``[B, C]``.
+
+        Sequences of similar length are encoded together and no wider than the longest of them: padding changes no
+        state, and where histories are short it is most of a batch.
+        """
+        if len(lengths) <= _ROWS:
+            return self.last_state(item_seq[:, : int(lengths.max())], lengths)
+        order = lengths.argsort()
+        states = [
+            self.last_state(item_seq[rows, : int(lengths[rows[-1]])], lengths[rows]) for rows in order.split(_ROWS)
+        ]
+        return torch.cat(states)[order.argsort()]
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Cross entropy of the next item, mean over every real position of the windows."""

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from recbole_adarec.checkpoints import load_state
+from recbole_adarec.errors import AdaRecError
 from recbole_adarec.trainer.distillation import DistillationTrainer
 
 
@@ -27,9 +28,21 @@ class AdaRecStudentTrainer(DistillationTrainer):
 
 
 def start_from_supernet(student: Any, distiller: Any, path: str) -> None:
-    """Copy the weights that student and supernet have in common, the distiller's projections with them."""
+    """Copy the weights that student and supernet have in common, the distiller's projections with them.
+
+    Raises
+    ------
+    AdaRecError
+        If the supernet does not hold the student's architecture.
+    """
     checkpoint = load_state(path, expected="AdaRecSupernet")
     chosen = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in student.state_dict()}
-    student.load_state_dict(chosen)
-    if distiller is not None and checkpoint["distillation"]:
-        distiller.load_state_dict(checkpoint["distillation"])
+    try:
+        student.load_state_dict(chosen)
+        if distiller is not None and checkpoint["distillation"]:
+            distiller.load_state_dict(checkpoint["distillation"])
+    except RuntimeError as error:
+        raise AdaRecError(
+            f"supernet_path: {path} does not hold this student's architecture ({' '.join(str(error).split())[:160]}); "
+            "give the search that found it, or --init_from_supernet=False"
+        ) from error

@@ -217,6 +217,7 @@ class Run:
 
         rows = self.data.test._dataset
         rows = rows[torch.arange(min(len(rows), 256))].to(device)
+        longest = rows[rows[self.data.test._dataset.item_list_length_field].argmax().reshape(1)]
         speed = measure_speed(models, rows, self.values["latency_repeats"])
         student = contents["student"]
         search = contents.get("search")
@@ -234,7 +235,7 @@ class Run:
                     "name": name,
                     "kind": kinds.get(name, name),
                     "parameters": count_parameters(model),
-                    "macs_per_sequence": count_macs(model, rows[:1]),
+                    "macs_per_sequence": count_macs(model, longest),
                     **speed[name],
                     "valid": results[name]["valid"],
                     "test": results[name]["test"],

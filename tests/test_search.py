@@ -29,7 +29,7 @@ def test_student_equals_the_supernet_on_its_path(ml100k):
         torch.manual_seed(seed)
         sample = supernet.sample(1.0)
         names = tuple(tuple(supernet.operations[o] for o in cell) for cell in sample.choice)
-        config = make_config("student", architecture=Architecture(32, names).to_dict())
+        config = make_config("student", architecture=Architecture(supernet.hidden_size, names).to_dict())
         student = get_model("AdaRecStudent")(config, ml100k.train._dataset).eval()
         weights = supernet.state_dict()
         student.load_state_dict({name: weights[name] for name in student.state_dict()})
@@ -44,7 +44,7 @@ def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k):
     supernet = get_model("AdaRecSupernet")(config, ml100k.train._dataset)
     with torch.no_grad():
         supernet.item_table.embedding.weight.mul_(5)
-    sequence, weights = torch.randint(1, 1000, (3, 10)), torch.randn(32)
+    sequence, weights = torch.randint(1, 1000, (3, 10)), torch.randn(supernet.hidden_size)
     sample = supernet.sample(1.0)
 
     def mixture(cell, number, source):
@@ -148,8 +148,8 @@ def test_derived_student_is_within_its_budget(ml100k):
         model.alpha[..., model.operations.index("dilated_conv_5")] = 5.0
     assert model.derived_cost() <= 0.1 + 1e-6
     architecture = model.derive()
-    parameters = sum(OPERATIONS[name].parameters(32) for cell in architecture.cells for name in cell)
-    assert parameters <= 0.1 * 24 * 5 * 32 * 32
+    parameters = sum(OPERATIONS[name].parameters(model.hidden_size) for cell in architecture.cells for name in cell)
+    assert parameters <= 0.1 * 24 * 5 * model.hidden_size**2
 
 
 def test_cost_is_a_share_of_the_most_expensive_architecture(ml100k):

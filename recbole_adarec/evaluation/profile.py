@@ -26,7 +26,10 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 def count_macs(model: Any, interaction: Any) -> int:
-    """Multiply-accumulates of scoring all items for the given batch: matrix products and convolutions."""
+    """Multiply-accumulates of scoring all items for the given batch: matrix products and convolutions.
+
+    The figure grows with the histories: give one of full length to compare models.
+    """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused transformer layer hides its products
     try:

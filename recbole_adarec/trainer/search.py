@@ -69,9 +69,16 @@ class AdaRecSupernetTrainer(DistillationTrainer):
     def _alpha_step(self, interaction: Any) -> float:
         """One update of α; no other parameter receives a gradient."""
         sample = self.model.sample(self.temperature)
-        losses = self.losses(self.model.encode_gated(interaction[self.model.ITEM_SEQ], sample), interaction)
-        total = losses.total + self.config["beta"] * self.model.cost_loss(sample.gates)
-        (self.model.alpha.grad,) = torch.autograd.grad(total, [self.model.alpha])
+        weights = self.trained_weights()
+        for weight in weights:
+            weight.requires_grad_(False)  # nothing is computed for gradients that nobody asks for
+        try:
+            losses = self.losses(self.model.encode_gated(interaction[self.model.ITEM_SEQ], sample), interaction)
+            total = losses.total + self.config["beta"] * self.model.cost_loss(sample.gates)
+            (self.model.alpha.grad,) = torch.autograd.grad(total, [self.model.alpha])
+        finally:
+            for weight in weights:
+                weight.requires_grad_(True)
         self.alpha_optimizer.step()
         return float(total.detach())
 

@@ -64,7 +64,7 @@ class AdaRecStudent(CellStack):
             cells.append(Cell(architecture.hidden_size, kept, architecture.nodes))
         super().__init__(config, dataset, architecture.hidden_size, cells)
         self.architecture = architecture
-        # What each edge runs, looked up once: at one request a time, a look-up costs as much as the arithmetic.
+        # At one request a time a look-up, or the bookkeeping of a module's call, costs as much as the arithmetic.
         self._plan = [
             [_plan(i, edge) for (i, _), edge in zip(edges(architecture.nodes), cell.edges, strict=True)]
             for cell in cells
@@ -75,22 +75,23 @@ class AdaRecStudent(CellStack):
 
         def edge(cell: int, number: int, source: Tensor) -> Tensor | None:
             operation, key = self._plan[cell][number]
-            if operation is None or isinstance(operation, nn.Identity):
-                return None if operation is None else source
+            if operation is None:
+                return None
             if key is None:
                 return operation(source)
-            if key not in shared[cell]:
-                shared[cell][key] = operation(source)
-            return shared[cell][key]
+            results = shared[cell]
+            if key not in results:
+                results[key] = operation(source)
+            return results[key]
 
         return self.encode_edges(item_seq, edge)
 
 
-def _plan(source: int, edge: nn.ModuleDict) -> tuple[nn.Module | None, tuple[int, str] | None]:
-    """The operation of an edge, and the key under which equal ones share their result: those without weights do."""
+def _plan(source: int, edge: nn.ModuleDict) -> tuple[Callable[[Tensor], Tensor] | None, tuple[int, str] | None]:
+    """What an edge runs, and the key under which equal ones share their result: those without weights do."""
     for name, operation in edge.items():
         weighted = any(True for _ in operation.parameters())
-        return operation, None if weighted else (source, name)
+        return operation.forward, None if weighted or isinstance(operation, nn.Identity) else (source, name)
     return None, None
 
 

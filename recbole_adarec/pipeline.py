@@ -22,6 +22,7 @@ from recbole_adarec.files import load_checkpoint, plain, write_text
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.model.student import as_architecture
 from recbole_adarec.run_folder import RunFolder, default_folder
+from recbole_adarec.trainer.search import bilevel_split
 
 REPORT_FORMAT = "recbole-adarec-report/1"
 
@@ -87,6 +88,8 @@ class Run:
         self.data = load_data(configs[0])
         for config in configs:
             get_model(config["model"])(config, self.data.train._dataset)
+        if self.architecture is None:
+            bilevel_split(self.data.train._dataset, configs[1])
         self.folder = RunFolder(values["run_dir"] or default_folder(values["dataset"]), resolved(self.values))
 
     def execute(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from recbole.utils import get_model, get_trainer, init_seed
 
+from recbole_adarec import run_adarec
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.architecture import Architecture
@@ -164,11 +165,9 @@ def test_cost_is_a_share_of_the_most_expensive_architecture(ml100k):
 
 def test_too_few_users_to_split_is_refused(tmp_path):
     folder = write_dataset(tmp_path, "lonely", [[1, 2, 3, 4, 5, 6]])
-    config = make_config("search", "lonely", data_path=str(folder))
-    data = load_data(config)
-    trainer, _ = build(config, data)
-    with pytest.raises(AdaRecError, match="cannot be split"):
-        trainer.fit(data.train, saved=False)
+    with pytest.raises(AdaRecError, match="1 users cannot be split by 0.5"):
+        run_adarec("lonely", config_dict={"data_path": str(folder)}, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_movement_is_a_total_variation(ml100k):

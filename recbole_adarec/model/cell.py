@@ -48,8 +48,8 @@ class Cell(nn.Module):
         x : Tensor
             ``[B, L, C]``.
         edge : callable
-            Gives the value of an edge from its number and its source after ReLU, or None for no edge. Node that
-            receive nothing send nothing; a cell in which nothing arrives is the identity.
+            Gives the value of an edge from its number and its source after ReLU, or None for no edge. Nodes
+            that receive nothing send nothing; a cell in which nothing arrives is the identity.
         """
         sources: list[Tensor | None] = [x.relu()]
         mixed: Tensor | None = None

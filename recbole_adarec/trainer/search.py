@@ -8,9 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_adarec.data.dataset import WindowDataset
 from recbole_adarec.data.windows import split_users
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.trainer.distillation import DistillationTrainer
+
+
+def bilevel_split(dataset: WindowDataset, config: Any) -> tuple[Tensor, Tensor]:
+    """Windows that train w and windows that train α, by ``alpha_users`` and ``seed``; no user has both.
+
+    Raises
+    ------
+    AdaRecError
+        If one of the parts is empty.
+    """
+    users = dataset.windows.user
+    parts = split_users(users, config["alpha_users"], config["seed"])
+    if min(map(len, parts)) == 0:
+        raise AdaRecError(
+            f"alpha_users: {len(users.unique())} users cannot be split by {config['alpha_users']}; "
+            "the search needs at least one user for w and one for alpha"
+        )
+    return parts
 
 
 class AdaRecSupernetTrainer(DistillationTrainer):
@@ -26,27 +45,14 @@ class AdaRecSupernetTrainer(DistillationTrainer):
         super().__init__(config, model)
         self.alpha_optimizer = torch.optim.Adam([model.alpha], lr=config["alpha_learning_rate"], betas=(0.5, 0.999))
         self.temperature: float = config["gumbel_temperature"]
-        self.parts: tuple[Tensor, Tensor] | None = None
         self._alpha_batches: Iterator[Any] = iter(())
         self._alpha_losses: list[float] = []
 
     def model_weights(self) -> list[torch.nn.Parameter]:
         return self.model.weights()
 
-    def _split(self, train_data: Any) -> tuple[Tensor, Tensor]:
-        """Windows of w and windows of α; no user has both."""
-        if self.parts is None:
-            users = train_data._dataset.windows.user
-            self.parts = split_users(users, self.config["alpha_users"], self.config["seed"])
-            if min(map(len, self.parts)) == 0:
-                raise AdaRecError(
-                    f"alpha_users: {len(users.unique())} users cannot be split by {self.config['alpha_users']}; "
-                    "the search needs at least one user for w and one for alpha"
-                )
-        return self.parts
-
     def windows(self, train_data: Any) -> Tensor:
-        weight_windows, alpha_windows = self._split(train_data)
+        weight_windows, alpha_windows = bilevel_split(train_data._dataset, self.config)
         self._alpha_batches = self._endless(train_data, alpha_windows)
         return weight_windows
 

@@ -41,7 +41,7 @@ def save_model(path: str | Path, model: torch.nn.Module, config: Any, **extra: A
         path,
         {
             "format": FORMAT,
-            "model": type(model).__name__ if config is None else config["model"],
+            "model": config["model"],
             "config": config.final_config_dict,
             "n_items": model.n_items,
             "state_dict": model.state_dict(),

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import recbole
+import torch
 import yaml
 from recbole.config import Config
 from recbole.utils import argument_list
 
+from recbole_adarec import distributed
+from recbole_adarec.distillation.item_losses import ITEM_LOSSES
 from recbole_adarec.distillation.transport import DISTANCES, MAPPINGS
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.operations import check_operations
@@ -21,6 +24,7 @@ from recbole_adarec.settings import Loader, find_file, load_yaml, model_defaults
 
 STAGES = {"teacher": "AdaRecTeacher", "search": "AdaRecSupernet", "student": "AdaRecStudent"}
 _RECBOLE = Path(recbole.__file__).parent
+_VISIBLE_DEVICES = os.environ.get("CUDA_VISIBLE_DEVICES")  # as the user set it: RecBole's Config overwrites it
 
 # Keys that RecBole knows without writing them into a properties file.
 _RECBOLE_EXTRA = {
@@ -38,12 +42,14 @@ _OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
     "teacher_path": (str,),
     "supernet_path": (str,),
     "clip_grad_norm": (dict,),
-}
+    "nproc": (int,), "world_size": (int,), "group_offset": (int,), "port": (int, str), "ip": (str,),
+}  # fmt: skip
 _CHOICES: dict[str, tuple[str, ...]] = {
     "backbone": tuple(BACKBONES),
     "layer_mapping": MAPPINGS,
     "hidden_distance": tuple(DISTANCES),
     "cost": COSTS,
+    "item_loss": ITEM_LOSSES,
 }
 # Inclusive ranges of our numbers; None is no bound.
 _RANGES: dict[str, tuple[float | None, float | None]] = {
@@ -55,6 +61,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "alpha_users": (0, 1), "alpha_warmup": (0, None), "gumbel_decay": (0, 1), "gumbel_temperature": (1e-3, None),
     "gamma": (0, 1), "beta": (0, None), "cost_budget": (0, None), "layer_weight_floor": (0, 1),
     "layer_weight_momentum": (0, 0.9999), "kd_temperature": (1e-3, None), "teacher_cache_mb": (0, None),
+    "sampled_above": (0, None), "sampled_items": (1, None), "eval_scores_mb": (1, None),
+    "nproc": (1, None), "group_offset": (0, None),
     "threads": (1, None), "latency_repeats": (1, None), "MAX_ITEM_LIST_LENGTH": (1, None),
 }  # fmt: skip
 
@@ -179,7 +187,8 @@ def resolved(values: dict[str, Any]) -> dict[str, Any]:
 
 def make_config(model: str, values: dict[str, Any]) -> AdaRecConfig:
     """RecBole's configuration of a model, with its refusals as one line."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if distributed.world_size() > 1:  # each process sees one device: that of its number among those given
+        values = values | {"gpu_id": _own_device(values.get("gpu_id"))}
     values = {key: value for key, value in values.items() if key not in ("dataset", "model")} | {
         "dataset": values["dataset"]
     }
@@ -188,8 +197,24 @@ def make_config(model: str, values: dict[str, Any]) -> AdaRecConfig:
     except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError, AttributeError) as error:
         raise AdaRecError(f"configuration of {model}: {' '.join(str(error).split())}") from error
     finally:
-        if values.get("gpu_id") is None and visible is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible  # RecBole would hide every device but the first
+        if values.get("gpu_id") is None and _VISIBLE_DEVICES is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = _VISIBLE_DEVICES  # RecBole would hide every device but the first
+
+
+def _own_device(given: Any) -> str:
+    """The GPU of this process: of those in ``gpu_id``, else of those that the environment shows, else by its number."""
+    listed = _VISIBLE_DEVICES if given is None else given
+    if listed is None:
+        return str(distributed.local_rank())
+    devices = listed if isinstance(listed, (list, tuple)) else [name for name in str(listed).split(",") if name.strip()]
+    if not devices or not torch.backends.cuda.is_built():
+        return ""
+    if len(devices) < distributed.local_world_size():
+        raise AdaRecError(
+            f"gpu_id: {len(devices)} GPUs ({listed}) for {distributed.local_world_size()} processes on this machine; "
+            "give one for each"
+        )
+    return str(devices[distributed.local_rank()])
 
 
 def _known_keys() -> set[str]:

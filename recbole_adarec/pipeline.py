@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from recbole.utils import get_model, get_trainer, init_seed
 
+from recbole_adarec import distributed
 from recbole_adarec.checkpoints import build_model, load_state, save_model
 from recbole_adarec.config import STAGES, AdaRecConfig, make_config, resolve, resolved, stage_config, stage_values
 from recbole_adarec.data.loading import Loaders, load_data
@@ -75,6 +76,10 @@ class Run:
     def __init__(self, values: dict[str, Any]) -> None:
         if values["threads"]:
             torch.set_num_threads(values["threads"])
+        if distributed.world_size() > 1:  # part of the configuration: a batch is as many times larger
+            values = values | {"world_size": distributed.world_size()}
+            if not distributed.is_first():
+                values["show_progress"] = False
         self.values = values
         self.architecture: Architecture | None = None
         if values["architecture"]:
@@ -85,24 +90,36 @@ class Run:
         configs = [self._config(stage) for stage in STAGES]
         for name in self.values["baselines"]:
             self._baseline_config(name)
+        distributed.start(configs[0]["device"])
         self.data = load_data(configs[0])
         for config in configs:
             get_model(config["model"])(config, self.data.train._dataset)
         if self.architecture is None:
             bilevel_split(self.data.train._dataset, configs[1])
-        self.folder = RunFolder(values["run_dir"] or default_folder(values["dataset"]), resolved(self.values))
+        folder = distributed.from_first(values["run_dir"] or default_folder(values["dataset"]))
+        self.folder = RunFolder(folder, resolved(self.values))
 
     def execute(self) -> dict[str, Any]:
         """Run the stages that are not finished, then write the report."""
         with self.folder.recording():
+            data = self.data.dataset
+            getLogger().info(
+                f"{self.values['dataset']}: {data.user_num - 1} users, {data.item_num - 1} items, "
+                f"{len(data.items)} interactions; {self.data.valid.config['eval_batch_size']} rows ranked at a time; "
+                f"processes: {distributed.world_size()}"
+            )
             contents = {"teacher": self._stage("teacher", self._train)}
             if self.architecture is None:
                 contents["search"] = self._stage("search", self._search)
                 self.architecture = Architecture.from_dict(contents["search"]["architecture"])
-            self.architecture.save(self.folder / "architecture.yaml")
+            if distributed.is_first():
+                self.architecture.save(self.folder / "architecture.yaml")
             contents["student"] = self._stage("student", self._train)
-            baselines = {name: self._baseline(name) for name in self.values["baselines"]}
-            return self._report(contents, baselines)
+            report = None
+            if distributed.is_first():  # RecBole's own models are trained, and speeds measured, in one process
+                baselines = {name: self._baseline(name) for name in self.values["baselines"]}
+                report = self._report(contents, baselines)
+            return distributed.from_first(report) or {}
 
     # ------------------------------------------------------------------ stages
 
@@ -112,7 +129,7 @@ class Run:
     def _stage(self, name: str, work: Callable[[AdaRecConfig, Loaders], tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
         """The content of a stage's file, made now unless it is there."""
         path = self.folder / f"{name}.pth"
-        if not path.is_file():
+        if not distributed.from_first(path.is_file()):
             config = self._config(name, checkpoint_dir=str(self.folder.path), **self._inputs(name))
             getLogger().info(f"{name} begins")
             start = time.perf_counter()
@@ -120,7 +137,9 @@ class Run:
             init_seed(config["seed"], config["reproducibility"])
             model, results = work(config, self.data.for_stage(config))
             seconds = time.perf_counter() - start
-            save_model(path, model, config, seconds=seconds, **results)
+            if distributed.is_first():
+                save_model(path, model, config, seconds=seconds, **results)
+            distributed.barrier()
             getLogger().info(f"{name} is finished after {seconds:.1f} s")
         return load_state(path, expected=STAGES[name])
 
@@ -177,7 +196,8 @@ class Run:
             valid = dict(trainer.evaluate(data.valid, load_best_model=True))
             test = dict(trainer.evaluate(data.test, load_best_model=False))
         finally:
-            path.unlink(missing_ok=True)
+            if distributed.is_first():
+                path.unlink(missing_ok=True)
         trainer.model.eval()
         return {"valid": plain(valid), "test": plain(test), "epochs": len(trainer.train_loss_dict)}
 

@@ -16,6 +16,7 @@ import recbole.trainer.trainer
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+from recbole_adarec import distributed
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.files import plain, write_text
 from recbole_adarec.settings import load_yaml
@@ -24,7 +25,8 @@ from recbole_adarec.settings import load_yaml
 _FREE_KEYS = {
     "run_dir", "threads", "show_progress", "latency_repeats", "gpu_id", "use_gpu", "state", "checkpoint_dir",
     "baselines", "log_wandb", "save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path",
-    "config_files", "wandb_project", "data_path", "teacher_cache_mb", "worker",
+    "config_files", "wandb_project", "data_path", "teacher_cache_mb", "worker", "eval_scores_mb",
+    "nproc", "ip", "port", "group_offset",
 }  # fmt: skip
 _NEEDED_BYTES = 64 * 2**20
 
@@ -47,6 +49,11 @@ class RunFolder:
 
     def __init__(self, path: str | Path, values: dict[str, Any]) -> None:
         self.path = Path(path)
+        if distributed.is_first():
+            self._begin(values)
+        distributed.barrier()
+
+    def _begin(self, values: dict[str, Any]) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise AdaRecError(f"run_dir: {self.path} is a file, expected a folder")
         config = self.path / "config.yaml"
@@ -76,13 +83,16 @@ class RunFolder:
         """Send log lines to log.txt and TensorBoard events to tensorboard/ while the run goes on.
 
         RecBole's trainers log to the root logger and open a writer under the current folder; both are as before
-        afterwards.
+        afterwards. Of several processes only the first one writes.
         """
-        logger, handler = logging.getLogger(), _Log(self / "log.txt")
+        first = distributed.is_first()
+        logger, handler = logging.getLogger(), _Log(self / "log.txt") if first else logging.NullHandler()
         level, tensorboard = logger.level, recbole.trainer.trainer.get_tensorboard
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-        recbole.trainer.trainer.get_tensorboard = lambda _: SummaryWriter(str(self / "tensorboard"))
+        recbole.trainer.trainer.get_tensorboard = lambda _: (
+            SummaryWriter(str(self / "tensorboard")) if first else _NoWriter()
+        )
         try:
             yield
         finally:
@@ -90,6 +100,16 @@ class RunFolder:
             logger.setLevel(level)
             logger.removeHandler(handler)
             handler.close()
+
+
+class _NoWriter:
+    """In place of a TensorBoard writer, where another process writes."""
+
+    def add_scalar(self, *_: Any) -> None:
+        """Nothing."""
+
+    def add_hparams(self, *_: Any) -> None:
+        """Nothing."""
 
 
 class _Log(logging.FileHandler):

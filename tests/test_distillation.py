@@ -8,14 +8,14 @@ import torch
 from torch.nn import functional as F
 
 from recbole_adarec.distillation.cache import CachedTeacher, LiveTeacher
-from recbole_adarec.distillation.losses import Distiller, item_losses
+from recbole_adarec.distillation.item_losses import Candidates, ItemLoss, Sampler, item_losses
+from recbole_adarec.distillation.losses import Distiller
 from recbole_adarec.distillation.transport import (
+    DISTANCES,
     EMDMapping,
     FixedMapping,
     attend_to_cost,
     fixed_pairs,
-    kl_distances,
-    mse_distances,
     optimal_flow,
 )
 from recbole_adarec.model.base import Encoding, ItemTable
@@ -47,7 +47,7 @@ def test_the_flow_is_a_constant_for_the_gradient():
 
 def test_distances_equal_their_definition_pair_by_pair():
     student, teacher_layers = torch.randn(3, 50, 8), torch.randn(5, 50, 8)
-    kl, mse = kl_distances(student, teacher_layers), mse_distances(student, teacher_layers)
+    kl, mse = DISTANCES["kl"](student, teacher_layers), DISTANCES["mse"](student, teacher_layers)
     for i in range(3):
         for j in range(5):
             expected = F.kl_div(
@@ -96,33 +96,75 @@ def test_random_mapping_is_ordered_distinct_and_seeded():
     assert len({tuple(fixed_pairs("random", 4, 8, seed=s)) for s in range(10)}) > 3
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def torchs_own(states, table, labels, teacher_states, teacher_table, t):
+    """Losses over all items, written with torch's own functions."""
+    logits = states @ table.T
+    kl = t**2 * F.kl_div(
+        (logits / t).log_softmax(-1), (teacher_states @ teacher_table.T / t).log_softmax(-1),
+        log_target=True, reduction="batchmean",
+    )  # fmt: skip
+    return F.cross_entropy(logits, labels), kl
+
+
+@pytest.mark.parametrize("way", ["chunks", "one chunk", "every item a candidate"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 2.5])
 @pytest.mark.parametrize("positions", [7, 600])
-def test_item_losses_equal_torchs_own_with_their_gradients(temperature, positions):
-    states, table = torch.randn(positions, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+def test_item_losses_equal_torchs_own_with_their_gradients(way, temperature, positions):
+    """Sampled too, once every item is drawn and stands for itself: the target is then counted once, not twice."""
+    n, size = 40, 8
+    states, table = torch.randn(positions, size, requires_grad=True), torch.randn(n, size, requires_grad=True)
     labels, teacher_states, teacher_table = (
-        torch.randint(40, (positions,)),
+        torch.randint(n, (positions,)),
         torch.randn(positions, 16),
-        torch.randn(40, 16),
+        torch.randn(n, 16),
     )
+    sampled = {}
+    if way == "every item a candidate":
+        every = Candidates(torch.arange(n), torch.zeros(n))
+        sampled = {"candidates": every, "positives": table[labels], "teacher_positives": teacher_table[labels]}
     total, ce, kl = item_losses(
-        states, table, labels, ce_weight=0.3, kl_weight=0.7, temperature=temperature,
-        teacher_states=teacher_states, teacher_table=teacher_table,
+        states, table, labels, rows=positions if way == "one chunk" else 64, ce_weight=0.3, kl_weight=0.7,
+        temperature=temperature, teacher_states=teacher_states, teacher_table=teacher_table, **sampled,
     )  # fmt: skip
     (2 * total).backward()
     found = states.grad.clone(), table.grad.clone()
     states.grad = table.grad = None
-    logits = states @ table.T
-    expected_ce = F.cross_entropy(logits, labels)
-    expected_kl = temperature**2 * F.kl_div(
-        (logits / temperature).log_softmax(-1), (teacher_states @ teacher_table.T / temperature).log_softmax(-1),
-        log_target=True, reduction="batchmean",
-    )  # fmt: skip
+    expected_ce, expected_kl = torchs_own(states, table, labels, teacher_states, teacher_table, temperature)
     (2 * (0.3 * expected_ce + 0.7 * expected_kl)).backward()
     torch.testing.assert_close(ce, expected_ce.detach())
     torch.testing.assert_close(kl, expected_kl.detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[0], states.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found[1], table.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_scores_far_apart_do_not_overflow():
+    states = torch.full((3, 1), 300.0, requires_grad=True)
+    total, ce, _ = item_losses(states, torch.tensor([[-1.0], [1.0], [0.5]]), torch.tensor([0, 1, 2]))
+    total.backward()
+    assert float(ce) == pytest.approx((600 + 0 + 150) / 3) and bool(states.grad.isfinite().all())
+
+
+def test_sampled_partition_functions_are_unbiased():
+    """The mean over draws of the estimated partition function is the true one, for a popular and for a rare target."""
+    counts = torch.tensor([0, 1000, 300, 100, 30, 10, 3, 1, 0, 0])
+    sampler, table = Sampler(counts, 16, seed=0), torch.randn(10, 4)
+    states, labels = torch.randn(2, 4), torch.tensor([1, 8])
+    estimates = []
+    for _ in range(4000):
+        drawn = sampler.draw(torch.device("cpu"))
+        for i in range(2):
+            of_target = table[labels[i : i + 1]]
+            _, ce, _ = item_losses(
+                states[i : i + 1], table[drawn.items], labels[i : i + 1], candidates=drawn, positives=of_target
+            )
+            estimates.append((ce + states[i] @ of_target[0]).exp())
+    expected = (states @ table[1:].T).exp().sum(1)
+    torch.testing.assert_close(torch.stack(estimates).view(-1, 2).mean(0), expected, rtol=0.05, atol=0)
+
+
+def test_padding_is_never_a_negative():
+    drawn = Sampler(torch.tensor([1000, 1, 1]), 500, seed=0).draw(torch.device("cpu"))
+    assert set(drawn.items.tolist()) == {1, 2}
 
 
 def distiller(config, teacher_table):
@@ -142,17 +184,18 @@ def test_a_student_that_knows_its_teachers_table_starts_at_the_best_approximatio
 def test_each_switch_leaves_out_its_loss_alone(ml100k, switch):
     model = teacher_of(ml100k)
     batch = ml100k.train._dataset[torch.arange(4)]
-    lesson = LiveTeacher(model).lesson(batch)
+    lesson = LiveTeacher(model, DISTANCES["kl"]).lesson(batch)
     b, length = batch["item_id_list"].shape
     encoding = Encoding(
         torch.randn(b, length, 32), tuple(torch.randn(b, length, 32) for _ in range(4)), torch.randn(b, length, 32)
     )
-    table = torch.randn(model.n_items, 32)
+    table = ItemTable(model.n_items, 32)
     parts = {}
     for config in (make_config("student"), make_config("student", **{switch: False})):
         torch.manual_seed(0)
         d = distiller(config, model.item_table.items)
-        losses = d(encoding, batch["target_item_id_list"], table, lesson)
+        item_loss = ItemLoss(config, model.n_items, torch.device("cpu"))
+        losses = d(encoding, batch["target_item_id_list"], table, lesson, item_loss)
         parts[config[switch]] = losses.parts
     name = switch.removeprefix("loss_")
     assert float(parts[True][name]) > 0 and float(parts[False].get(name, torch.zeros(()))) == 0
@@ -180,9 +223,10 @@ def test_cached_lessons_equal_live_ones(ml100k, backbone):
 
     part = object.__new__(Part)
     part.__dict__.update(dataset.__dict__)
-    cached = CachedTeacher(model, part, batch_size=64)
+    live = LiveTeacher(model, DISTANCES["kl"])
+    cached = CachedTeacher(live, part, batch_size=64)
     batch = dataset[few[few < 200].flip(0)]
-    expected, found = LiveTeacher(model).lesson(batch), cached.lesson(batch)
+    expected, found = live.lesson(batch), cached.lesson(batch)
     assert torch.equal(expected.positions, found.positions)
     for x, y in zip(expected[1:], found[1:], strict=True):
         torch.testing.assert_close(x, y, rtol=2e-3, atol=2e-3)
@@ -191,6 +235,6 @@ def test_cached_lessons_equal_live_ones(ml100k, backbone):
 def test_a_bidirectional_teacher_gives_no_lesson_elsewhere(ml100k):
     model = teacher(ml100k, "BERT4Rec")
     batch = ml100k.train._dataset[torch.arange(5)]
-    lesson = LiveTeacher(model).lesson(batch)
+    lesson = LiveTeacher(model, DISTANCES["kl"]).lesson(batch)
     assert lesson.positions.sum() < (batch["item_id_list"] != 0).sum()
     assert len(lesson.output) == lesson.positions.sum()

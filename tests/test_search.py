@@ -82,15 +82,15 @@ def test_alpha_and_weights_never_learn_from_the_same_user(tiny):
     seen = {"w": set(), "alpha": set()}
     weight_step, alpha_step = trainer.batch_losses, trainer._alpha_step
 
-    def watch_w(interaction):
-        seen["w"] |= set(interaction["user_id"].tolist())
-        return weight_step(interaction)
+    def watch_w(batch):
+        seen["w"] |= set(batch.interaction["user_id"].tolist())
+        return weight_step(batch)
 
-    def watch_alpha(interaction):
-        seen["alpha"] |= set(interaction["user_id"].tolist())
+    def watch_alpha(batch):
+        seen["alpha"] |= set(batch.interaction["user_id"].tolist())
         weights = [w.detach().clone() for w in model.weights()]
         before = model.alpha.detach().clone()
-        result = alpha_step(interaction)
+        result = alpha_step(batch)
         assert all(torch.equal(w, v) for w, v in zip(weights, model.weights(), strict=True))
         assert not torch.equal(before, model.alpha)
         return result

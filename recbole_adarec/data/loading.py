@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import recbole
+import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.data.utils import get_dataloader
 
+from recbole_adarec import distributed
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.settings import load_yaml
 
@@ -24,11 +26,25 @@ class Loaders(NamedTuple):
     test: Any
 
     def for_stage(self, config: Any) -> Loaders:
-        """The same data with a training loader of a stage's own batch size and a generator seeded anew."""
+        """The same data with a training loader of a stage's own batch size and a generator seeded anew.
+
+        Of several processes each evaluates every n-th row; the trainers join what they find.
+        """
         train = get_dataloader(config, "train")(
             config, self.train._dataset, self.train._sampler, shuffle=config["shuffle"]
         )
-        return self._replace(train=train)
+        return self._replace(train=train, valid=_share(self.valid, "validation"), test=_share(self.test, "test"))
+
+
+def _share(loader: Any, name: str) -> Any:
+    processes = distributed.world_size()
+    if processes == 1:
+        return loader
+    dataset = loader._dataset
+    if len(dataset) < processes:
+        raise AdaRecError(f"dataset {dataset.dataset_name!r}: {len(dataset)} {name} rows for {processes} processes")
+    part = dataset.copy(dataset.inter_feat[torch.arange(distributed.rank(), len(dataset), processes)])
+    return type(loader)(loader.config, part, loader._sampler, shuffle=False)
 
 
 def load_data(config: Any) -> Loaders:
@@ -45,9 +61,19 @@ def load_data(config: Any) -> Loaders:
         warnings.simplefilter("ignore", FutureWarning)
         try:
             dataset = create_dataset(config)
+            _bound_scores(config, dataset.item_num)
             return Loaders(dataset, *data_preparation(config, dataset))
         except (ValueError, IndexError, KeyError, TypeError, NotImplementedError) as error:
             raise AdaRecError(f"dataset {config['dataset']!r}: {' '.join(str(error).split())}") from error
+
+
+def _bound_scores(config: Any, n_items: int) -> None:
+    """Evaluate fewer rows at a time where the scores of ``eval_batch_size`` rows over all items are too large.
+
+    RecBole's collector makes a second matrix of the same size.
+    """
+    fitting = config["eval_scores_mb"] * 10**6 // (2 * 4 * n_items)
+    config["eval_batch_size"] = max(min(config["eval_batch_size"], fitting), 1)
 
 
 def _check_files(config: Any) -> None:

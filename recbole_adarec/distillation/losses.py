@@ -11,112 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_adarec import distributed
 from recbole_adarec.distillation.cache import Lesson
+from recbole_adarec.distillation.item_losses import ItemLoss
 from recbole_adarec.distillation.transport import DISTANCES, MAPPINGS, EMDMapping, FixedMapping, fixed_pairs
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding, ItemTable
 
-_CHUNK = 256  # positions whose scores over all items are held at a time; about a megabyte for 1,700 items
-
-
-class _ItemLosses(torch.autograd.Function):
-    """Cross entropy and output distillation over all items, in chunks of positions.
-
-    The gradient of both with respect to the logits is known in closed form, ``ce (q - onehot) + kl t (q_t - p_t)``, so
-    it is formed while the chunk is in the cache and the matrix ``[N, I]`` never exists.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states: Tensor,
-        table: Tensor,
-        labels: Tensor,
-        ce_weight: float,
-        kl_weight: float,
-        temperature: float,
-        teacher_states: Tensor | None,
-        teacher_table: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        needs_states, needs_table = ctx.needs_input_grad[:2]
-        count = len(states)
-        ce, kl = states.new_zeros(()), states.new_zeros(())
-        states_gradient = torch.empty_like(states) if needs_states else None
-        table_gradient = torch.zeros_like(table) if needs_table else None
-        for start in range(0, count, _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            logits = states[rows] @ table.T
-            log_q = logits.log_softmax(-1)
-            index = torch.arange(len(log_q), device=log_q.device)
-            ce -= log_q[index, labels[rows]].sum()
-            gradient = None
-            if ce_weight:
-                gradient = log_q.exp()
-                gradient[index, labels[rows]] -= 1
-                gradient *= ce_weight
-            if teacher_states is not None and teacher_table is not None:
-                log_p = (teacher_states[rows] @ teacher_table.T).div_(temperature).log_softmax(-1)
-                p = log_p.exp()
-                log_q_t = log_q if temperature == 1 else (logits / temperature).log_softmax(-1)
-                kl += temperature**2 * torch.dot(p.flatten(), (log_p - log_q_t).flatten())
-                q_t = log_q_t.exp().sub_(p).mul_(kl_weight * temperature)
-                gradient = q_t if gradient is None else gradient.add_(q_t)
-            if gradient is None:
-                gradient = torch.zeros_like(logits)
-            if states_gradient is not None:
-                torch.mm(gradient, table, out=states_gradient[rows])
-            if table_gradient is not None:
-                table_gradient.addmm_(gradient.T, states[rows])
-        ctx.save_for_backward(states_gradient, table_gradient)
-        ctx.count = count
-        ce, kl = ce / count, kl / count
-        ctx.mark_non_differentiable(ce, kl)
-        return ce_weight * ce + kl_weight * kl, ce, kl
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        scale = gradient / ctx.count
-        return *(None if saved is None else saved * scale for saved in ctx.saved_tensors), *([None] * 6)
-
-
-def item_losses(
-    states: Tensor,
-    table: Tensor,
-    labels: Tensor,
-    *,
-    ce_weight: float = 1.0,
-    kl_weight: float = 0.0,
-    temperature: float = 1.0,
-    teacher_states: Tensor | None = None,
-    teacher_table: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """L_CE and L_out: mean cross entropy of the labels and mean ``t^2 KL(teacher || student)`` over all items.
-
-    Parameters
-    ----------
-    states : Tensor
-        What the item table scores, ``[N, C]``.
-    table : Tensor
-        Item embeddings, ``[I, C]``.
-    labels : Tensor
-        Item ids, int64 ``[N]``.
-    ce_weight, kl_weight : float
-        Their weights in the sum.
-    temperature : float
-        t, of both softmaxes of L_out.
-    teacher_states, teacher_table : Tensor, optional
-        The teacher's ``[N, C_t]`` and ``[I, C_t]``; without them L_out is 0.
-
-    Returns
-    -------
-    tuple of Tensor
-        The weighted sum, which carries the gradient, and both losses for the record.
-    """
-    return _ItemLosses.apply(states, table, labels, ce_weight, kl_weight, temperature, teacher_states, teacher_table)
-
 
 class Losses(NamedTuple):
-    """The total, which carries the gradient, its parts for the record, and the distances that moved the layers."""
+    """The total, which carries the gradient, its parts for the record, and the distances that move the layers."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -168,7 +72,7 @@ class Distiller(nn.Module):
         else:
             pairs = fixed_pairs(config["layer_mapping"], student_layers, teacher_layers, config["seed"])
             self.mapping = FixedMapping(pairs, teacher_layers)
-        self.register_buffer("teacher_table", teacher_table.detach().clone(), persistent=False)
+        self.register_buffer("teacher_table", teacher_table.detach(), persistent=False)
         self.teacher_table: Tensor
 
     @torch.no_grad()
@@ -177,16 +81,26 @@ class Distiller(nn.Module):
 
         ``E_t ~ U S V^T``: the table becomes ``U S``, and all projections start at ``V``, so that they map it back.
         """
-        u, s, v = torch.linalg.svd(self.teacher_table, full_matrices=False)
-        rank = min(item_table.items.shape[1], len(s))
-        item_table.items[:, :rank] = u[:, :rank] * s[:rank]
+        # V is found from the [C_t, C_t] matrix E_t^T E_t: a catalog of a million items takes a second.
+        double = self.teacher_table.double()
+        v = torch.linalg.eigh(double.T @ double).eigenvectors.flip(1).to(self.teacher_table.dtype)
+        rank = min(item_table.items.shape[1], v.shape[1])
+        item_table.items[:, :rank] = self.teacher_table @ v[:, :rank]
         item_table.items[:, rank:] = 0
         for projection in (self.project_embedding, *self.project_layers):
             projection.weight.zero_()
-            projection.weight[:, :rank] = v[:rank].T
+            projection.weight[:, :rank] = v[:, :rank]
             projection.bias.zero_()
 
-    def forward(self, encoding: Encoding, targets: Tensor, table: Tensor, lesson: Lesson) -> Losses:
+    def forward(
+        self,
+        encoding: Encoding,
+        targets: Tensor,
+        table: ItemTable,
+        lesson: Lesson,
+        item_loss: ItemLoss,
+        share: float = 1.0,
+    ) -> Losses:
         """All losses of a batch.
 
         Parameters
@@ -195,10 +109,14 @@ class Distiller(nn.Module):
             The student's, ``[B, L, C_s]``.
         targets : Tensor
             Item ids to predict, int64 ``[B, L]``, 0 where padded.
-        table : Tensor
-            The student's item embeddings, ``[I, C_s]``.
+        table : ItemTable
+            The student's.
         lesson : Lesson
             The teacher's outputs.
+        item_loss : ItemLoss
+            Computes L_CE and L_out.
+        share : float
+            Part of the batch that this process has: the layers of all processes are matched by one flow.
         """
         real = targets != 0
         taught = encoding.at(lesson.positions)
@@ -206,13 +124,13 @@ class Distiller(nn.Module):
         ce_weight = (1 - self.gamma) * self.use_ce
         teacher = {"teacher_states": lesson.output, "teacher_table": self.teacher_table} if self.use_output else {}
         if torch.equal(real, lesson.positions):
-            total, parts["ce"], parts["output"] = item_losses(
+            total, parts["ce"], parts["output"] = item_loss(
                 taught.output, table, targets[real], ce_weight=ce_weight, kl_weight=self.gamma,
                 temperature=self.temperature, **teacher,
             )  # fmt: skip
         else:  # the teacher may teach at some positions only
-            total, parts["ce"], _ = item_losses(encoding.output[real], table, targets[real], ce_weight=ce_weight)
-            part, _, parts["output"] = item_losses(
+            total, parts["ce"], _ = item_loss(encoding.output[real], table, targets[real], ce_weight=ce_weight)
+            part, _, parts["output"] = item_loss(
                 taught.output, table, targets[lesson.positions], ce_weight=0.0, kl_weight=self.gamma,
                 temperature=self.temperature, **teacher,
             )  # fmt: skip
@@ -226,8 +144,9 @@ class Distiller(nn.Module):
             projected = torch.stack(
                 [project(hidden) for project, hidden in zip(self.project_layers, taught.layers, strict=True)]
             )
-            distances = self.distance(projected, lesson.layers)
-            loss = self.mapping(distances)
+            own = self.distance.between(projected.float(), lesson.layers, lesson.terms)
+            distances = distributed.total(own.detach() * share)
+            loss = self.mapping(own, distances)
             parts["hidden"] = loss.detach()
             total = total + self.gamma * loss
         return Losses(total, parts, distances)

@@ -6,6 +6,9 @@ flow, ``L_hid = sum(F * D)``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import ot
 import torch
@@ -13,35 +16,52 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def kl_distances(student: Tensor, teacher: Tensor) -> Tensor:
-    """``D[i, j] = KL(softmax_C(teacher_j) || softmax_C(student_i))``, mean over positions, all pairs in one product.
+class LayerDistance(NamedTuple):
+    """A distance of layers in two parts, so that what depends on the teacher alone is computed once.
 
-    Parameters
+    Attributes
     ----------
-    student : Tensor
-        Projected student layers, ``[S, N, C]``.
-    teacher : Tensor
-        Teacher layers, ``[T, N, C]``.
-
-    Returns
-    -------
-    Tensor
-        ``[S, T]``.
+    prepare : callable
+        From teacher layers ``[T, N, C]`` what `between` wants of them: values ``[T, N, C]`` and terms ``[T, N]``.
+    between : callable
+        From projected student layers ``[S, N, C]``, values and terms the mean distances of all pairs, ``[S, T]``, in
+        one matrix product.
     """
-    log_q = student.log_softmax(-1).flatten(1)
-    log_p = teacher.log_softmax(-1).flatten(1)
+
+    prepare: Callable[[Tensor], tuple[Tensor, Tensor]]
+    between: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Both parts at once."""
+        return self.between(student, *self.prepare(teacher))
+
+
+def _prepare_kl(teacher: Tensor) -> tuple[Tensor, Tensor]:
+    log_p = teacher.log_softmax(-1)
     p = log_p.exp()
-    return ((p * log_p).sum(1) - log_q @ p.T) / teacher.shape[1]
+    return p, (p * log_p).sum(-1)
 
 
-def mse_distances(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of all pairs of layers; parameters and result as in `kl_distances`."""
+def _between_kl(student: Tensor, p: Tensor, negative_entropy: Tensor) -> Tensor:
+    log_q = student.log_softmax(-1)
+    return (negative_entropy.sum(1) - log_q.flatten(1) @ p.flatten(1).T) / p.shape[1]
+
+
+def _prepare_mse(teacher: Tensor) -> tuple[Tensor, Tensor]:
+    return teacher, teacher.square().sum(-1)
+
+
+def _between_mse(student: Tensor, teacher: Tensor, squares: Tensor) -> Tensor:
     s, t = student.flatten(1), teacher.flatten(1)
-    squares = (s * s).sum(1)[:, None] + (t * t).sum(1) - 2 * s @ t.T
-    return squares / s.shape[1]
+    return ((s * s).sum(1)[:, None] + squares.sum(1) - 2 * s @ t.T) / t.shape[1]
 
 
-DISTANCES = {"kl": kl_distances, "mse": mse_distances}
+DISTANCES = {
+    # D[i, j] = KL(softmax_C(teacher_j) || softmax_C(student_i)), mean over positions
+    "kl": LayerDistance(_prepare_kl, _between_kl),
+    # D[i, j] = mean squared difference
+    "mse": LayerDistance(_prepare_mse, _between_mse),
+}
 
 
 def optimal_flow(u: Tensor, v: Tensor, distances: Tensor) -> Tensor:
@@ -95,9 +115,13 @@ class EMDMapping(torch.nn.Module):
         self.register_buffer("teacher_weights", torch.full((teacher_layers,), 1 / teacher_layers))
         self.register_buffer("flow", torch.zeros(student_layers, teacher_layers))
 
-    def forward(self, distances: Tensor) -> Tensor:
-        """L_hid of distances ``[S, T]``; the flow is kept for `update` and for the report."""
-        self.flow = optimal_flow(self.student_weights, self.teacher_weights, distances)
+    def forward(self, distances: Tensor, everyones: Tensor | None = None) -> Tensor:
+        """L_hid of distances ``[S, T]``; the flow is kept for `update` and for the report.
+
+        With several processes the flow is that of `everyones`, the distances over the whole batch.
+        """
+        whole = distances if everyones is None else everyones
+        self.flow = optimal_flow(self.student_weights, self.teacher_weights, whole)
         return (self.flow * distances).sum()
 
     @torch.no_grad()
@@ -133,7 +157,7 @@ class FixedMapping(torch.nn.Module):
         self.register_buffer("student_weights", flow.sum(1))
         self.register_buffer("teacher_weights", flow.sum(0))
 
-    def forward(self, distances: Tensor) -> Tensor:
+    def forward(self, distances: Tensor, everyones: Tensor | None = None) -> Tensor:
         return (self.flow * distances).sum()
 
     def update(self, distances: Tensor) -> None:

@@ -34,7 +34,14 @@ class Encoding(NamedTuple):
 
     def at(self, positions: Tensor) -> Encoding:
         """The same encoding at chosen positions, a bool mask ``[B, L]``: every tensor becomes ``[N, C]``."""
-        return Encoding(self.embedding[positions], tuple(h[positions] for h in self.layers), self.output[positions])
+        return Encoding(
+            at(self.embedding, positions), tuple(at(h, positions) for h in self.layers), at(self.output, positions)
+        )
+
+
+def at(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Rows of ``[B, L, C]`` where a mask ``[B, L]`` holds, ``[N, C]``; faster than indexing by the mask."""
+    return hidden.flatten(0, 1).index_select(0, positions.flatten().nonzero().squeeze(1))
 
 
 class ItemTable(nn.Module):
@@ -57,6 +64,10 @@ class ItemTable(nn.Module):
         nn.init.normal_(self.embedding.weight, std=std)
         with torch.no_grad():
             self.embedding.weight[0].zero_()
+
+    def use_sparse_gradients(self) -> None:
+        """Give gradients for the rows that a batch touches, for `torch.optim.SparseAdam`; `items` is not trainable."""
+        self.embedding.sparse = True
 
     @property
     def items(self) -> Tensor:
@@ -98,7 +109,7 @@ class SequenceRecommender(SequentialRecommender):
     def training_states(self, item_seq: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """States ``[N, C]`` and the items ``[N]`` that they are trained to predict, at every real position."""
         real = targets != 0
-        return self.encode(item_seq).output[real], targets[real]
+        return at(self.encode(item_seq).output, real), targets[real]
 
     def taught(self, item_seq: Tensor) -> tuple[Encoding, Tensor]:
         """Encoding ``[N, C]`` at the positions where this model may teach, and those positions as a mask ``[B, L]``."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import CausalConv, with_past
@@ -24,7 +25,10 @@ class MaxPool(nn.Module):
         self.kernel = kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        return with_past(x, self.kernel - 1).unfold(1, self.kernel, 1).amax(-1)
+        padded = with_past(x, self.kernel - 1)
+        if padded.requires_grad:  # forward and backward in a fifth of the time of amax, which is faster without
+            return F.max_pool1d(padded.transpose(1, 2), self.kernel, 1).transpose(1, 2)
+        return padded.unfold(1, self.kernel, 1).amax(-1)
 
 
 class AvgPool(nn.Module):
@@ -35,7 +39,11 @@ class AvgPool(nn.Module):
         self.kernel = kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        return with_past(x, self.kernel - 1).unfold(1, self.kernel, 1).mean(-1)
+        length, padded = x.shape[1], with_past(x, self.kernel - 1)
+        total = x
+        for shift in range(self.kernel - 1):
+            total = total + padded[:, shift : shift + length]
+        return total / self.kernel
 
 
 class Zero(nn.Module):

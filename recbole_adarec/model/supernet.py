@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.architecture import Architecture, edges
-from recbole_adarec.model.base import Encoding
+from recbole_adarec.model.base import CausalConv, Encoding, with_past
 from recbole_adarec.model.cell import Cell
 from recbole_adarec.model.operations import OPERATIONS, check_operations
 from recbole_adarec.model.student import CellStack
@@ -77,10 +77,16 @@ class AdaRecSupernet(CellStack):
 
     # ------------------------------------------------------------------ encoding
 
-    def sample(self, temperature: float) -> Sample:
-        """Draw one operation for each edge: hard Gumbel softmax (Jang et al., arXiv 1611.01144)."""
-        gates = F.gumbel_softmax(self.alpha, tau=temperature, hard=True)
-        return Sample(gates, self._per_cell(gates.argmax(-1)))
+    def sample(self, temperature: float, generator: torch.Generator | None = None) -> Sample:
+        """Draw one operation for each edge: hard Gumbel softmax (Jang et al., arXiv 1611.01144).
+
+        torch's own takes no generator; with one on the CPU every process and device draws the same.
+        """
+        noise = -torch.empty(self.alpha.shape).exponential_(generator=generator).log()
+        soft = ((self.alpha + noise.to(self.alpha.device)) / temperature).softmax(-1)
+        chosen = soft.argmax(-1)
+        hard = F.one_hot(chosen, soft.shape[-1]).to(soft.dtype)
+        return Sample(hard - soft.detach() + soft, self._per_cell(chosen))
 
     def _per_cell(self, choice: Tensor) -> list[list[int]]:
         return choice.expand(len(self.cells), -1).tolist()
@@ -98,18 +104,21 @@ class AdaRecSupernet(CellStack):
         """Encode on the drawn path with the exact gradient of all gates (the α-step).
 
         With hard gates the value of an edge is that of its drawn operation, and the gradient of gate o is the inner
-        product of the edge's gradient with operation o's output. So the other operations run forward only, and
-        nothing is propagated back through them.
+        product of the edge's gradient with operation o's output. Nothing is propagated back through the operations
+        that were not drawn, and no convolution of them is run: see `_GateProducts`.
         """
+        shifted: dict[int, Tensor] = {}  # edges with the same source share its shifted copies
+        sources: list[Tensor] = []  # kept, so that no two of them have the same id
 
         def edge(cell: int, number: int, source: Tensor) -> Tensor:
             gates = sample.gates[min(cell, len(sample.gates) - 1), number]
             modules = self.cells[cell].edges[number]
-            drawn = self.operations[sample.choice[cell][number]]
-            value = modules[drawn](source)
-            with torch.no_grad():
-                outputs = [value if name == drawn else modules[name](source) for name in self.operations]
-            return _Gated.apply(value, gates, *outputs)
+            products = _GateProducts([modules[name] for name in self.operations])
+            if id(source) not in shifted:
+                sources.append(source)
+                shifted[id(source)] = products.shift(source.detach())
+            value = modules[self.operations[sample.choice[cell][number]]](source)
+            return _Gated.apply(value, gates, source.detach(), shifted[id(source)], products)
 
         return self.encode_edges(item_seq, edge)
 
@@ -174,18 +183,70 @@ class AdaRecSupernet(CellStack):
         }
 
 
+class _GateProducts:
+    """Inner products of a gradient with what each operation makes of a source.
+
+    For a convolution ``<G, W * x> = <W, x correlated with G>``: one correlation over all delays serves every
+    convolution of an edge, with less work than a single one of them, and the smaller matrix is what they differ in.
+
+    Parameters
+    ----------
+    operations : list of Module
+        Of one edge.
+    """
+
+    def __init__(self, operations: list[Any]) -> None:
+        self.operations = operations
+        convolutions = [operation for operation in operations if _is_product(operation)]
+        self.delays = sorted({delay for convolution in convolutions for delay in _delays(convolution)})
+
+    def shift(self, source: Tensor) -> Tensor:
+        """Copies of a source ``[B, L, C]`` that are late by each of the D delays, ``[B L, D C]``."""
+        if not self.delays:
+            return source.new_empty(source.shape[0] * source.shape[1], 0)
+        length, longest = source.shape[1], max(self.delays)
+        padded = with_past(source, longest)
+        late = [padded[:, longest - delay : longest - delay + length] for delay in self.delays]
+        return torch.cat(late, -1).flatten(0, 1)
+
+    def __call__(self, gradient: Tensor, source: Tensor, shifted: Tensor) -> Tensor:
+        """The products, ``[O]``, of a gradient ``[B, L, C]``."""
+        flat, size = gradient.flatten(0, 1), gradient.shape[-1]
+        correlation = (flat.T @ shifted).view(size, len(self.delays), size)
+        products = []
+        for operation in self.operations:
+            if _is_product(operation):
+                taps = [self.delays.index(delay) for delay in _delays(operation)]
+                of_weight = correlation[:, taps].flatten()
+                products.append(torch.dot(of_weight, operation.linear.weight.flatten()))
+            else:
+                products.append(torch.dot(flat.flatten(), operation(source).flatten()))
+        return torch.stack(products)
+
+
+def _is_product(operation: Any) -> bool:
+    return isinstance(operation, CausalConv) and operation.linear.bias is None
+
+
+def _delays(convolution: Any) -> list[int]:
+    """How late the input of each tap is, in the order of the weights."""
+    return [convolution.reach - k * convolution.dilation for k in range(convolution.kernel)]
+
+
 class _Gated(torch.autograd.Function):
     """The drawn operation's output; the gradient of gate o is <gradient of the edge, output of operation o>."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gates: Tensor, *outputs: Tensor) -> Tensor:  # [B, L, C], [O], O x [B, L, C]
-        ctx.save_for_backward(*outputs)
+    def forward(
+        ctx: Any, value: Tensor, gates: Tensor, source: Tensor, shifted: Tensor, products: _GateProducts
+    ) -> Tensor:  # [B, L, C]
+        ctx.save_for_backward(source, shifted)
+        ctx.products = products
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        of_gates = torch.stack([(gradient * output).sum() for output in ctx.saved_tensors])
-        return gradient, of_gates, *([None] * len(ctx.saved_tensors))
+        return gradient, ctx.products(gradient.float(), *(saved.float() for saved in ctx.saved_tensors)), *[None] * 3
 
 
 def relative_costs(operations: tuple[str, ...], size: int, cost: str, edge_count: int) -> Tensor:

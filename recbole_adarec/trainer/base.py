@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from recbole.evaluator import Collector
 from recbole.trainer import Trainer
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from recbole_adarec import distributed
 from recbole_adarec.data.windows import length_batches
+from recbole_adarec.distillation.item_losses import ItemLoss
 from recbole_adarec.files import load_checkpoint
+from recbole_adarec.trainer.optimizer import JointOptimizer, clip_gradients
+
+_NAN_CHECK = 50  # batches between two looks at the loss: on a GPU each one waits for all that was queued
+
+
+class Batch(NamedTuple):
+    """What a process has of a batch.
+
+    Attributes
+    ----------
+    interaction : Interaction
+        Its windows, on the device.
+    targets : int
+        Targets of the whole batch, in all processes.
+    share : float
+        The part of them that is here. Losses are means over what is here, so ``sum(share * loss)`` over the processes
+        is the mean over the batch.
+    """
+
+    interaction: Any
+    targets: int
+    share: float
 
 
 class StageTrainer(Trainer):
@@ -27,25 +50,41 @@ class StageTrainer(Trainer):
     ----------
     history : list of dict
         One record for each epoch: mean losses, ``valid_score`` where it was evaluated, and what a stage adds.
+    item_loss : ItemLoss
+        The softmax over items.
     """
 
     stage = "training"
 
     def __init__(self, config: Any, model: Any) -> None:
+        self.item_loss = ItemLoss(config, model.n_items, torch.device(config["device"]))
+        if self.item_loss.mode == "sampled":
+            model.item_table.use_sparse_gradients()
         super().__init__(config, model)
         self.history: list[dict[str, Any]] = []
         self.bar: Any = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=bool(self.enable_scaler))
+        self.eval_collector = _GatheringCollector(config)
 
-    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-        """RecBole's optimizer, all parameters updated in one kernel where torch can (measured: 2 ms against 15)."""
-        optimizer = super()._build_optimizer(**kwargs)
+    def _build_optimizer(self, **kwargs: Any) -> Any:
+        """RecBole's optimizer, all parameters updated in one kernel where torch can (measured: 2 ms against 15).
+
+        An item table with sparse gradients has an optimizer of its own, whose step costs what a batch touches and
+        not what the catalog holds; it has no weight decay.
+        """
+        parameters = list(kwargs.pop("params", self.model.parameters()))
+        table = self.model.item_table.embedding
+        sparse = [p for p in parameters if table.sparse and p is table.weight]
+        dense = [p for p in parameters if not any(p is other for other in sparse)]
+        optimizer = super()._build_optimizer(params=dense, **kwargs)
         if "fused" in optimizer.defaults:
             for group in optimizer.param_groups:
                 group["fused"] = True
-        return optimizer
+        if not sparse:
+            return optimizer
+        return JointOptimizer(optimizer, torch.optim.SparseAdam(sparse, lr=self.learning_rate))
 
-    def batch_losses(self, interaction: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch and its parts for the record."""
         raise NotImplementedError
 
@@ -64,12 +103,21 @@ class StageTrainer(Trainer):
         """Indices of the windows that an epoch goes through."""
         return torch.arange(len(train_data._dataset))
 
-    def batches(self, train_data: Any, windows: Tensor) -> Iterator[Any]:
-        """RecBole's batches of these windows, ``train_batch_size`` targets each, of similar length together."""
+    def batches(self, train_data: Any, windows: Tensor) -> Iterator[Batch]:
+        """RecBole's batches of these windows, ``train_batch_size`` targets each, of similar length together.
+
+        Several processes go through the same batches in the same order, each as many times larger, and take every
+        n-th window of them.
+        """
+        processes, number = distributed.world_size(), distributed.rank()
         generator = train_data.generator if train_data.shuffle else None
         length = train_data._dataset.windows.length
-        for index in length_batches(windows, length, self.config["train_batch_size"], generator):
-            yield train_data.collate_fn(index)
+        for index in length_batches(windows, length, processes * self.config["train_batch_size"], generator):
+            mine = index[number::processes]
+            targets, here = int(length[index].sum()), int(length[mine].sum())
+            # With fewer windows than processes one takes part all the same, and counts for nothing.
+            interaction = train_data.collate_fn(mine if here else index[:1])
+            yield Batch(interaction.to(self.device), targets, here / targets)
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
@@ -84,21 +132,22 @@ class StageTrainer(Trainer):
                 desc=f"{self.stage:>8}",
                 unit=" targets",
                 unit_scale=True,
-                disable=not show_progress,
+                disable=not (show_progress and distributed.is_first()),
                 mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file wants fewer lines than a screen
             )
-        sums: defaultdict[str, float] = defaultdict(float)
+        sums: dict[str, Tensor] = {}
         done = 0
-        for interaction in self.batches(train_data, windows):
+        for number, batch in enumerate(self.batches(train_data, windows)):
             self._set_learning_rate((epoch_idx + done / targets) / self.epochs)
-            loss, parts = self._step(interaction.to(self.device))
-            self._check_nan(loss)
-            count = int(interaction[self.model.ITEM_SEQ_LEN].sum())
-            for name, part in {"loss": loss, **parts}.items():
-                sums[name] += part.item() * count
-            done += count
-            self.bar.update(count)
-        means = {name: value / targets for name, value in sums.items()}
+            loss, parts = self._step(batch)
+            if number % _NAN_CHECK == 0:
+                self._check_nan(loss)
+            for name, part in {"loss": loss, **parts}.items():  # on the device: to read one is to wait for it
+                sums[name] = sums.get(name, 0) + part.detach() * (batch.targets * batch.share)
+            done += batch.targets
+            self.bar.update(batch.targets)
+        means = {name: float(distributed.total(value)) / targets for name, value in sums.items()}
+        self._check_nan(torch.tensor(means["loss"]))
         self.history.append({"epoch": epoch_idx, **means, **self.epoch_record()})
         self.bar.set_postfix_str(f"epoch {epoch_idx + 1}/{self.epochs}, loss {means['loss']:.4f}")
         return means["loss"]
@@ -111,8 +160,10 @@ class StageTrainer(Trainer):
         """Take up what `training_state` gave."""
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        extra = {"history": self.history, "training_state": self.training_state()}
-        super()._save_checkpoint(epoch, verbose, extra=extra, **kwargs)
+        if distributed.is_first():
+            extra = {"history": self.history, "training_state": self.training_state()}
+            super()._save_checkpoint(epoch, verbose, extra=extra, **kwargs)
+        distributed.barrier()  # it is there when the others want to read it
 
     def resume_checkpoint(self, resume_file: Any) -> None:
         """RecBole's, with the state of the stage."""
@@ -121,19 +172,24 @@ class StageTrainer(Trainer):
         self.history = content["history"]
         self.load_training_state(content["training_state"])
 
-    def _step(self, interaction: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast(self.device.type, enabled=bool(self.enable_amp)):
-            loss, parts = self.batch_losses(interaction)
+    def _step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.autocast():
+            loss, parts = self.batch_losses(batch)
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss * batch.share).backward()
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        distributed.add_gradients(trained)
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
-            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-            clip_grad_norm_(trained, **self.clip_grad_norm)
+            clip_gradients(trained, **self.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.after_step()
         return loss.detach(), parts
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision, where ``enable_amp`` asks for it."""
+        return torch.autocast(self.device.type, enabled=bool(self.enable_amp))
 
     def _set_learning_rate(self, progress: float) -> None:
         """Cosine from the highest rate to ``learning_rate_decay`` of it, after a warm-up of 5 % of the training."""
@@ -150,11 +206,30 @@ class StageTrainer(Trainer):
             self.bar.set_postfix_str(f"{self.bar.postfix}, {self.config['valid_metric']} {score:.4f}")
         return score, result
 
-    def fit(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
+    def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
         """RecBole's `fit`; the bar of the stage ends with it."""
+        self.item_loss.prepare(item_counts(train_data._dataset, self.model.n_items))
+        distributed.copy_from_first([*self.model.parameters(), *self.model.buffers()])
+        if distributed.world_size() > 1:  # every process its own dropout
+            torch.manual_seed(self.config["seed"] + distributed.rank())
         try:
-            return super().fit(*args, **kwargs)
+            return super().fit(train_data, *args, **kwargs)
         finally:
             if self.bar is not None:
                 self.bar.close()
                 self.bar = None
+
+
+def item_counts(dataset: Any, n_items: int) -> Tensor:
+    """How often each item is a target of the training part, ``[I]``."""
+    return torch.bincount(dataset.inter_feat[dataset.iid_field], minlength=n_items)
+
+
+class _GatheringCollector(Collector):
+    """RecBole's collector of what the metrics are made of, which joins what all processes ranked."""
+
+    def get_data_struct(self) -> Any:
+        for name, value in self.data_struct._data_dict.items():
+            if name.startswith("rec.") or name == "data.label":
+                self.data_struct._data_dict[name] = distributed.gather(value)
+        return super().get_data_struct()

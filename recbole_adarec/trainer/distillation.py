@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_adarec import distributed
 from recbole_adarec.checkpoints import load_model
 from recbole_adarec.data.dataset import WindowDataset
 from recbole_adarec.distillation.cache import CachedTeacher, LiveTeacher, teacher_outputs
-from recbole_adarec.distillation.losses import Distiller, Losses, check_distillation, item_losses
+from recbole_adarec.distillation.losses import Distiller, Losses, check_distillation
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.teacher import AdaRecTeacher
-from recbole_adarec.trainer.base import StageTrainer
+from recbole_adarec.trainer.base import Batch, StageTrainer
 
 
 class DistillationTrainer(StageTrainer):
@@ -61,19 +62,22 @@ class DistillationTrainer(StageTrainer):
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
         """RecBole's `fit`, after the teacher has been asked once for every window."""
-        if self.teacher is not None:
+        if self.teacher is not None and self.distiller is not None:
             dataset: WindowDataset = train_data._dataset
-            self.outputs = teacher_outputs(self.teacher, dataset, self.config["teacher_cache_mb"])
+            megabytes = self.config["teacher_cache_mb"]
+            self.outputs = teacher_outputs(self.teacher, self.distiller.distance, dataset, megabytes)
+            distributed.copy_from_first([*self.distiller.parameters(), *self.distiller.buffers()])
         return super().fit(train_data, *args, **kwargs)
 
-    def losses(self, encoding: Encoding, interaction: Any) -> Losses:
+    def losses(self, encoding: Encoding, batch: Batch) -> Losses:
         """All losses of a batch that the model encoded as `encoding`."""
-        targets, table = interaction[self.model.TARGETS], self.model.item_table.items
+        targets, table = batch.interaction[self.model.TARGETS], self.model.item_table
         if self.distiller is None or self.outputs is None:
             real = targets != 0
-            loss, ce, _ = item_losses(encoding.output[real], table, targets[real])
+            loss, ce, _ = self.item_loss(encoding.output[real], table, targets[real])
             return Losses(loss, {"ce": ce}, None)
-        return self.distiller(encoding, targets, table, self.outputs.lesson(interaction))
+        lesson = self.outputs.lesson(batch.interaction)
+        return self.distiller(encoding, targets, table, lesson, self.item_loss, batch.share)
 
     def move_layer_weights(self, losses: Losses) -> None:
         """Let u and v follow the costs of a batch."""

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_adarec import distributed
 from recbole_adarec.data.dataset import WindowDataset
 from recbole_adarec.data.windows import split_users
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.trainer.base import Batch
 from recbole_adarec.trainer.distillation import DistillationTrainer
 
 
@@ -45,8 +47,9 @@ class AdaRecSupernetTrainer(DistillationTrainer):
         super().__init__(config, model)
         self.alpha_optimizer = torch.optim.Adam([model.alpha], lr=config["alpha_learning_rate"], betas=(0.5, 0.999))
         self.temperature: float = config["gumbel_temperature"]
-        self._alpha_batches: Iterator[Any] = iter(())
-        self._alpha_losses: list[float] = []
+        self._gumbel = torch.Generator().manual_seed(config["seed"])  # all processes draw the same paths
+        self._alpha_batches: Iterator[Batch] = iter(())
+        self._alpha_losses: list[Tensor] = []
 
     def model_weights(self) -> list[torch.nn.Parameter]:
         return self.model.weights()
@@ -56,51 +59,64 @@ class AdaRecSupernetTrainer(DistillationTrainer):
         self._alpha_batches = self._endless(train_data, alpha_windows)
         return weight_windows
 
-    def _endless(self, train_data: Any, windows: Tensor) -> Iterator[Any]:
+    def _endless(self, train_data: Any, windows: Tensor) -> Iterator[Batch]:
         while True:
             yield from self.batches(train_data, windows)
 
-    def batch_losses(self, interaction: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        sample = self.model.sample(self.temperature)
-        encoding = self.model.encode_path(interaction[self.model.ITEM_SEQ], sample.choice)
-        losses = self.losses(encoding, interaction)
+    def batch_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        sample = self.model.sample(self.temperature, self._gumbel)
+        encoding = self.model.encode_path(batch.interaction[self.model.ITEM_SEQ], sample.choice)
+        losses = self.losses(encoding, batch)
         self.move_layer_weights(losses)
         return losses.total, losses.parts
 
     def after_step(self) -> None:
         if len(self.history) >= self.config["alpha_warmup"]:
-            interaction = next(self._alpha_batches).to(self.device)
-            self._alpha_losses.append(self._alpha_step(interaction))
+            self._alpha_losses.append(self._alpha_step(next(self._alpha_batches)))
 
-    def _alpha_step(self, interaction: Any) -> float:
+    def _alpha_step(self, batch: Batch) -> Tensor:
         """One update of α; no other parameter receives a gradient."""
-        sample = self.model.sample(self.temperature)
+        model, alpha = self.model, self.model.alpha
+        sample = model.sample(self.temperature, self._gumbel)
         weights = self.trained_weights()
         for weight in weights:
             weight.requires_grad_(False)  # nothing is computed for gradients that nobody asks for
         try:
-            losses = self.losses(self.model.encode_gated(interaction[self.model.ITEM_SEQ], sample), interaction)
-            total = losses.total + self.config["beta"] * self.model.cost_loss(sample.gates)
-            (self.model.alpha.grad,) = torch.autograd.grad(total, [self.model.alpha])
+            with self.autocast():
+                losses = self.losses(model.encode_gated(batch.interaction[model.ITEM_SEQ], sample), batch)
+            total = losses.total + self.config["beta"] * model.cost_loss(sample.gates)
+            # Scaled as the weights' loss is, so that half precision keeps small gradients.
+            scale = self.scaler.get_scale()
+            (alpha.grad,) = torch.autograd.grad(total * (batch.share * scale), [alpha])
         finally:
             for weight in weights:
                 weight.requires_grad_(True)
+        distributed.total(alpha.grad.div_(scale))
+        if self.scaler.is_enabled():  # an overflow is no step, as for the weights
+            alpha.grad.nan_to_num_(0.0, 0.0, 0.0)
         self.alpha_optimizer.step()
-        return float(total.detach())
+        return total.detach() * batch.share
 
     def training_state(self) -> dict[str, Any]:
         state = super().training_state()
-        return {**state, "temperature": self.temperature, "alpha_optimizer": self.alpha_optimizer.state_dict()}
+        return {
+            **state,
+            "temperature": self.temperature,
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "gumbel": self._gumbel.get_state(),
+        }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         super().load_training_state(state)
         self.temperature = state["temperature"]
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self._gumbel.set_state(state["gumbel"].cpu())
 
     def epoch_record(self) -> dict[str, Any]:
+        alpha_loss = distributed.total(torch.stack(self._alpha_losses).mean()) if self._alpha_losses else None
         record = {
             **super().epoch_record(),
-            "alpha_loss": sum(self._alpha_losses) / len(self._alpha_losses) if self._alpha_losses else None,
+            "alpha_loss": None if alpha_loss is None else float(alpha_loss),
             "temperature": self.temperature,
             "alpha": self.model.alpha.detach().softmax(-1).tolist(),
             **self.model.movement(),

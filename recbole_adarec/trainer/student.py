@@ -8,6 +8,7 @@ from torch import Tensor
 
 from recbole_adarec.checkpoints import load_state
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.trainer.base import Batch
 from recbole_adarec.trainer.distillation import DistillationTrainer
 
 
@@ -21,8 +22,8 @@ class AdaRecStudentTrainer(DistillationTrainer):
         if config["supernet_path"] and config["init_from_supernet"]:
             start_from_supernet(model, self.distiller, config["supernet_path"])
 
-    def batch_losses(self, interaction: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = self.losses(self.model.encode(interaction[self.model.ITEM_SEQ]), interaction)
+    def batch_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = self.losses(self.model.encode(batch.interaction[self.model.ITEM_SEQ]), batch)
         self.move_layer_weights(losses)
         return losses.total, losses.parts
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from recbole_adarec.distillation.losses import item_losses
-from recbole_adarec.trainer.base import StageTrainer
+from recbole_adarec.trainer.base import Batch, StageTrainer
 
 
 class AdaRecTeacherTrainer(StageTrainer):
@@ -15,8 +12,8 @@ class AdaRecTeacherTrainer(StageTrainer):
 
     stage = "teacher"
 
-    def batch_losses(self, interaction: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        model = self.model
+    def batch_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        model, interaction = self.model, batch.interaction
         states, labels = model.training_states(interaction[model.ITEM_SEQ], interaction[model.TARGETS])
-        loss, _, _ = item_losses(states, model.item_table.items, labels)
+        loss, _, _ = self.item_loss(states, model.item_table, labels)
         return loss, {}

@@ -1,0 +1,317 @@
+"""The softmax over items: cross entropy and output distillation without the matrix of all scores.
+
+Both losses, and their gradient in closed form, come from one pass over the scores of a chunk of positions. There are
+three ways, chosen by ``item_loss``:
+
+* ``full``: all positions of a batch are one chunk;
+* ``chunked``: as exact, in chunks that fit the cache (or, on an accelerator, a part of its memory);
+* ``sampled``: exact for the target, estimated for all other items from negatives that the batch shares.
+"""
+
+from __future__ import annotations
+
+from logging import getLogger
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.base import ItemTable
+
+ITEM_LOSSES = ("auto", "full", "chunked", "sampled")
+_CACHE_BYTES = 2 * 2**20  # scores of a chunk on a CPU: four such matrices are in use at a time
+_FEWEST_ROWS = 32  # with fewer, matrix products lose more than the cache gains
+_MATRICES = 6  # how many matrices [positions, items] a chunk needs at its peak, with those of the allocator
+_HIDDEN = -1e9  # logit of a negative that happens to be the target
+
+
+class Candidates(NamedTuple):
+    """Negatives that all positions of a batch share.
+
+    Attributes
+    ----------
+    items : Tensor
+        Item ids, int64 ``[K]``, drawn with replacement.
+    log_weight : Tensor
+        How many items of the catalog each stands for: ``-log(K q)``, q its probability in a draw, ``[K]``.
+    """
+
+    items: Tensor
+    log_weight: Tensor
+
+
+class Sampler:
+    """Draws items with probability proportional to ``(count + 1) ** 0.75``, the smoothed popularity of word2vec
+    (Mikolov et al., arXiv 1310.4546, section 2.2).
+
+    The generator is its own and on the CPU, so that all processes of a run draw the same.
+
+    Parameters
+    ----------
+    counts : Tensor
+        Occurrences of each item in the training data, ``[I]``; item 0 is padding and never drawn.
+    number : int
+        K.
+    seed : int
+        Seed of the draws.
+    """
+
+    def __init__(self, counts: Tensor, number: int, seed: int) -> None:
+        weight = (counts.double() + 1) ** 0.75
+        weight[0] = 0
+        probability = weight / weight.sum()
+        self._cumulative = probability.cumsum(0)
+        self._log_weight = -(probability * number).log().float()
+        self._number = number
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, device: torch.device) -> Candidates:
+        """The negatives of a batch."""
+        uniform = torch.rand(self._number, dtype=torch.float64, generator=self._generator)
+        items = torch.searchsorted(self._cumulative, uniform, right=True).clamp_max_(len(self._cumulative) - 1)
+        return Candidates(items.to(device), self._log_weight[items].to(device))
+
+
+class ItemLoss:
+    """The losses over items of a stage, in the way that its configuration asks for.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        ``item_loss``, ``sampled_above``, ``sampled_items``, ``train_batch_size``, ``seed``.
+    n_items : int
+        Items, the padding item included.
+    device : torch.device
+        Where scores are computed.
+
+    Attributes
+    ----------
+    mode : str
+        ``full``, ``chunked`` or ``sampled``.
+    rows : int
+        Positions whose scores are held at a time.
+    """
+
+    def __init__(self, config: Any, n_items: int, device: torch.device) -> None:
+        asked = config["item_loss"]
+        if asked not in ITEM_LOSSES:
+            raise AdaRecError(f"item_loss: unknown value {asked!r}; known are {', '.join(ITEM_LOSSES)}")
+        self.sampler: Sampler | None = None
+        self._number: int = config["sampled_items"]
+        self._seed: int = config["seed"]
+        self.mode: str = asked
+        if asked == "auto":
+            self.mode = "sampled" if n_items - 1 > config["sampled_above"] else "chunked"
+        batch = config["train_batch_size"] + config["MAX_ITEM_LIST_LENGTH"]
+        width = n_items if self.mode != "sampled" else self._number + 1
+        if self.mode == "full":
+            self.rows: int = batch
+        elif device.type == "cpu":
+            self.rows = min(max(_CACHE_BYTES // (4 * width), _FEWEST_ROWS), batch)
+        else:
+            self.rows = min(max(_free_memory(device) // 4 // (4 * _MATRICES * width), _FEWEST_ROWS), batch)
+        if asked == "auto" and self.mode == "chunked" and self.rows == batch:
+            self.mode = "full"
+        way = f"{self._number} shared negatives" if self.mode == "sampled" else f"{self.rows} positions at a time"
+        getLogger().info(f"item_loss {asked}: {self.mode} for {n_items - 1} items, {way}")
+
+    def prepare(self, counts: Tensor) -> None:
+        """Take up the occurrences of each item in the training data, ``[I]``."""
+        if self.mode == "sampled":
+            self.sampler = Sampler(counts, self._number, self._seed)
+
+    def __call__(
+        self,
+        states: Tensor,
+        table: ItemTable,
+        labels: Tensor,
+        *,
+        ce_weight: float = 1.0,
+        kl_weight: float = 0.0,
+        temperature: float = 1.0,
+        teacher_states: Tensor | None = None,
+        teacher_table: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """L_CE and L_out: mean cross entropy of the labels and mean ``t^2 KL(teacher || student)`` over the items.
+
+        Sampled, with negatives c of probability q(c): the partition function ``sum_i exp(s_i)`` is estimated without
+        bias by ``exp(s_y) + sum_c exp(s_c) / (K q(c))``, c other than the target y (Bengio and Senecal, AISTATS 2003,
+        section 3). L_out compares the two softmaxes over the same items with the same weights.
+
+        Parameters
+        ----------
+        states : Tensor
+            What the item table scores, ``[N, C]``.
+        table : ItemTable
+            The model's, I items of C channels.
+        labels : Tensor
+            Item ids, int64 ``[N]``.
+        ce_weight, kl_weight : float
+            Their weights in the sum.
+        temperature : float
+            t, of both softmaxes of L_out.
+        teacher_states, teacher_table : Tensor, optional
+            The teacher's ``[N, C_t]`` and ``[I, C_t]``; without them L_out is 0.
+
+        Returns
+        -------
+        tuple of Tensor
+            The weighted sum, which carries the gradient, and both losses for the record.
+        """
+        if self.mode != "sampled":
+            return item_losses(
+                states, table.items, labels, rows=self.rows, ce_weight=ce_weight, kl_weight=kl_weight,
+                temperature=temperature, teacher_states=teacher_states, teacher_table=teacher_table,
+            )  # fmt: skip
+        assert self.sampler is not None, "prepare() comes before the first batch"
+        drawn = self.sampler.draw(states.device)
+        return item_losses(
+            states, table(drawn.items), labels, rows=self.rows, ce_weight=ce_weight, kl_weight=kl_weight,
+            temperature=temperature, teacher_states=teacher_states,
+            teacher_table=None if teacher_table is None else teacher_table[drawn.items],
+            candidates=drawn, positives=table(labels),
+            teacher_positives=None if teacher_table is None else teacher_table[labels],
+        )  # fmt: skip
+
+
+def item_losses(
+    states: Tensor,
+    table: Tensor,
+    labels: Tensor,
+    *,
+    rows: int = 256,
+    ce_weight: float = 1.0,
+    kl_weight: float = 0.0,
+    temperature: float = 1.0,
+    teacher_states: Tensor | None = None,
+    teacher_table: Tensor | None = None,
+    candidates: Candidates | None = None,
+    positives: Tensor | None = None,
+    teacher_positives: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The computation behind `ItemLoss`.
+
+    `table` holds all items, ``[I, C]``; with `candidates` it holds theirs alone, ``[K, C]``, and `positives` and
+    `teacher_positives` those of the labels, ``[N, C]`` and ``[N, C_t]``. `rows` positions are computed at a time.
+    """
+    # Scores in half precision would lose the differences that the losses are made of.
+    with torch.autocast(states.device.type, enabled=False):
+        tensors = [
+            None if tensor is None else tensor.float()
+            for tensor in (states, table, positives, teacher_states, teacher_table, teacher_positives)
+        ]
+        return _ItemLosses.apply(*tensors, labels, candidates, rows, ce_weight, kl_weight, temperature)
+
+
+class _ItemLosses(torch.autograd.Function):
+    """Losses of all chunks; the gradient is formed while a chunk's scores are in the cache.
+
+    With respect to the logits it is ``ce (q - onehot) + kl t (q_t - p_t)``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        table: Tensor,
+        positives: Tensor | None,
+        teacher_states: Tensor | None,
+        teacher_table: Tensor | None,
+        teacher_positives: Tensor | None,
+        labels: Tensor,
+        candidates: Candidates | None,
+        rows: int,
+        ce_weight: float,
+        kl_weight: float,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        t, count = temperature, len(states)
+        ce, kl = states.new_zeros(()), states.new_zeros(())
+        gradients = [
+            None if tensor is None or not needed else torch.zeros_like(tensor)
+            for tensor, needed in zip((states, table, positives), ctx.needs_input_grad, strict=False)
+        ]
+        of_states, of_table, of_positives = gradients
+        every = torch.arange(rows, device=labels.device)
+        for start in range(0, count, rows):
+            part = slice(start, start + rows)
+            label = labels[part]
+            x = _scores(states[part], table, label, candidates, t, positives, part)
+            target = label if candidates is None else torch.zeros_like(label)  # the column of the target
+            index = every[: len(label)]
+            gradient, log_sum = _softmax(x)
+            at_target = x[index, target]
+            # The softmax at temperature 1, for cross entropy; at t = 2 the square of the one at t, no second exp.
+            if t == 1:
+                q, log_q = gradient.clone() if teacher_states is not None else gradient, at_target - log_sum
+            elif t == 2 and candidates is None:
+                q = gradient * gradient
+                norm = q.sum(1)
+                q.div_(norm[:, None])
+                log_q = 2 * (at_target - log_sum) - norm.log()
+            else:
+                x_1 = _scores(states[part], table, label, candidates, 1.0, positives, part)
+                q, log_sum_1 = _softmax(x_1)
+                log_q = x_1[index, target] - log_sum_1
+            ce -= log_q.sum()
+            if teacher_states is not None and teacher_table is not None:
+                y = _scores(teacher_states[part], teacher_table, label, candidates, t, teacher_positives, part)
+                p, log_sum_p = _softmax(y)
+                kl += t * t * (torch.dot(p.flatten(), y.sub_(x).flatten()) + (log_sum - log_sum_p).sum())
+                gradient.sub_(p).mul_(kl_weight * t).add_(q, alpha=ce_weight)
+            else:
+                gradient = q.mul_(ce_weight)
+            gradient[index, target] -= ce_weight
+            if positives is not None:
+                of_target, gradient = gradient[:, :1], gradient[:, 1:]
+                if of_states is not None:
+                    of_states[part] = of_target * positives[part]
+                if of_positives is not None:
+                    of_positives[part] = of_target * states[part]
+            if of_states is not None:
+                of_states[part].addmm_(gradient, table)
+            if of_table is not None:
+                of_table.addmm_(gradient.T, states[part])
+        ctx.save_for_backward(*gradients)
+        ctx.count = count
+        ce, kl = ce / count, kl / count
+        ctx.mark_non_differentiable(ce, kl)
+        return ce_weight * ce + kl_weight * kl, ce, kl
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        scale = gradient / ctx.count
+        return *(None if saved is None else saved * scale for saved in ctx.saved_tensors), *([None] * 9)
+
+
+def _scores(
+    states: Tensor,
+    table: Tensor,
+    labels: Tensor,
+    candidates: Candidates | None,
+    temperature: float,
+    positives: Tensor | None,
+    part: slice,
+) -> Tensor:
+    """Logits over `temperature`: of all items, or of the target and, with their log-weights, of the candidates."""
+    states = states / temperature
+    if candidates is None or positives is None:
+        return states @ table.T
+    negatives = torch.addmm(candidates.log_weight, states, table.T)
+    negatives.masked_fill_(labels[:, None] == candidates.items, _HIDDEN)
+    return torch.cat([(states * positives[part]).sum(1, keepdim=True), negatives], 1)
+
+
+def _softmax(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax of each row, ``[N, I]``, and the logarithm of its normalisation, ``[N]``.
+
+    torch's fused softmax takes less time than its ``exp`` alone; the largest entry, which cannot underflow, gives the
+    normalisation back.
+    """
+    probability = x.softmax(1)
+    return probability, x.amax(1) - probability.amax(1).log()
+
+
+def _free_memory(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2**30

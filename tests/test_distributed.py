@@ -1,0 +1,76 @@
+"""Several processes: the same training as one process with a batch that is as many times larger."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_adarec import run_adarec
+from recbole_adarec.files import load_checkpoint
+
+SCRIPT = Path(__file__).parent.parent / "run_adarec.py"
+SETTINGS = {
+    "dataset": "tiny", "hidden_size": 16, "teacher_block_num": 2, "teacher_distilled_layers": 4, "cells": 2,
+    "teacher_epochs": 2, "search_epochs": 2, "student_epochs": 2, "alpha_warmup": 0, "dropout_prob": 0.0,
+    "latency_repeats": 2, "show_progress": False, "threads": 1,
+}  # fmt: skip
+
+
+def command(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    keys = [f"--{key}={value}" for key, value in settings.items()]
+    # RecBole's Config, run in this process, hides all GPUs but the first.
+    environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    return subprocess.run(
+        [*arguments, str(SCRIPT), *keys], capture_output=True, text=True, timeout=120, env=environment
+    )
+
+
+def assert_same_training(one: Path, two: Path) -> None:
+    """Losses, α, layer weights, flows and metrics of every epoch, and the architecture."""
+    for stage in ("teacher", "search", "student"):
+        expected, found = (load_checkpoint(folder / f"{stage}.pth") for folder in (one, two))
+        assert len(expected["history"]) == len(found["history"]) > 0
+        for record, other in zip(expected["history"], found["history"], strict=True):
+            assert record.keys() == other.keys()
+            for name, value in record.items():
+                if value is not None:
+                    torch.testing.assert_close(
+                        torch.tensor(other[name]), torch.tensor(value), rtol=2e-3, atol=2e-4, msg=f"{stage} {name}"
+                    )
+    assert (one / "architecture.yaml").read_text() == (two / "architecture.yaml").read_text()
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (one, two)]
+    for model, other in zip(reports[0]["models"], reports[1]["models"], strict=True):
+        assert other["test"] == pytest.approx(model["test"], abs=2e-3)
+        assert other["parameters"] == model["parameters"]
+
+
+@pytest.mark.parametrize("item_loss", ["chunked", "sampled"])
+def test_two_processes_train_as_one_with_the_doubled_batch(tiny: Path, tmp_path: Path, item_loss: str) -> None:
+    settings = SETTINGS | {"data_path": str(tiny), "item_loss": item_loss, "sampled_items": 30}
+    result = command(sys.executable, nproc=2, train_batch_size=60, run_dir=tmp_path / "two", **settings)
+    assert result.returncode == 0, result.stderr
+    run_adarec(config_dict=settings | {"train_batch_size": 120}, run_dir=tmp_path / "one")
+    assert_same_training(tmp_path / "one", tmp_path / "two")
+    assert result.stdout.count("run folder") == 1, "one process speaks"
+    assert not list(Path.cwd().glob("log_tensorboard*")), "one process writes"
+
+
+def test_torchrun_starts_it_and_another_number_of_processes_does_not_continue_it(tiny: Path, tmp_path: Path) -> None:
+    settings = SETTINGS | {"data_path": str(tiny), "run_dir": tmp_path / "run", "train_batch_size": 60}
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    result = command(*torchrun, **settings)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "report.json").is_file()
+    again = command(sys.executable, **settings)
+    assert again.returncode == 2 and "world_size" in again.stderr and again.stderr.count("adarec:") == 1
+
+
+def test_bad_input_is_one_line_from_all_processes(tmp_path: Path) -> None:
+    result = command(sys.executable, nproc=2, dataset="no-such", data_path=tmp_path)
+    assert result.returncode == 2 and result.stderr.count("adarec:") == 1 and "Traceback" not in result.stderr

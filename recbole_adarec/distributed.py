@@ -27,6 +27,8 @@ _TIMEOUT = timedelta(days=7)  # the others wait while the first process trains a
 
 def world_size() -> int:
     """Number of processes; known from the environment before the group is there."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
     text = os.environ.get("WORLD_SIZE", "1")
     if not text.isdigit():
         raise AdaRecError(f"environment: WORLD_SIZE is {text!r}, expected a number; torchrun sets it")
@@ -35,6 +37,8 @@ def world_size() -> int:
 
 def rank() -> int:
     """Number of this process, from 0."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 

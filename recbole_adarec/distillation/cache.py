@@ -67,16 +67,21 @@ class CachedTeacher:
     def __init__(self, live: LiveTeacher, dataset: WindowDataset, batch_size: int) -> None:
         self.item_seq = live.teacher.ITEM_SEQ
         self.device = next(live.teacher.parameters()).device
-        parts, terms, rows, columns = [], [], [], []
+        teacher, most = live.teacher, int(dataset.windows.length.sum())
+        # Filled in place: to join parts at the end would take the memory twice.
+        size = (most, teacher.distilled_layers + 2, teacher.hidden_size)
+        self.store = torch.empty(size, dtype=torch.half, device=self.device)
+        self.terms = torch.empty(most, teacher.distilled_layers, device=self.device)
+        rows, columns, done = [], [], 0
         for window in torch.arange(len(dataset)).split(batch_size):
             lesson = live.lesson(dataset[window].to(self.device))
             row, column = lesson.positions.nonzero(as_tuple=True)
             rows.append(window[row.cpu()])
             columns.append(column.cpu())
-            stacked = torch.cat([lesson.embedding[None], lesson.layers, lesson.output[None]])
-            parts.append(stacked.half().transpose(0, 1).contiguous())  # [N, T + 2, C]
-            terms.append(lesson.terms.T)
-        self.store, self.terms = torch.cat(parts), torch.cat(terms)
+            here = slice(done, done + len(row))
+            self.store[here] = torch.stack([lesson.embedding, *lesson.layers, lesson.output], 1)
+            self.terms[here] = lesson.terms.T
+            done += len(row)
         self.column = torch.cat(columns)
         self.count = torch.bincount(torch.cat(rows), minlength=len(dataset))
         self.first = self.count.cumsum(0) - self.count

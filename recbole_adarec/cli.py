@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,14 @@ its prefix: --teacher_epochs=20 --search_learning_rate=0.002 --student_gamma=0.3
   --run_dir=DIR         the folder of the run; the same command with the same folder continues it
   --architecture=FILE   train this architecture without searching
   --baselines="[SASRec, GRU4Rec]"   train these RecBole models too
+  --nproc=2             in as many processes, on GPUs or CPUs; torchrun works too
+
+       python run_adarec.py benchmark [--quick] [--threads=1] [--parts="[teacher, search]"] [--output=benchmark.json]
+
+Measures, instead of training: the teacher's training against RecBole's, the search step, inference, and growth on
+synthetic data (parts teacher, search, inference, growth). Takes the keys of a run too. --quick: less of everything.
 """
+VERBS = ("benchmark",)
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -54,37 +62,95 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE, end="")
         return 0
+    kept = "finished stages are kept, --run_dir= with the run's folder continues"
     try:
+        verb, arguments = _split_verb(arguments)
+        if verb == "benchmark":
+            kept = "finished parts are in the output file"
+            return _benchmark(arguments)
         files, values = parse_arguments(arguments)
+        if values.get("nproc", 1) != 1 and "WORLD_SIZE" not in os.environ:
+            return _launch(arguments, files, values)
         return _run(files, values)
     except AdaRecError as error:
-        print(f"adarec: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"adarec: {where}{error.strerror or error}", file=sys.stderr)
+        _complain(f"{where}{error.strerror or error}")
         return 2
     except KeyboardInterrupt:
-        print(
-            "\nadarec: interrupted; finished stages are kept, --run_dir= with the run's folder continues",
-            file=sys.stderr,
-        )
+        _complain(f"interrupted; {kept}")
         return 130
+
+
+def _complain(line: str) -> None:
+    """One line, from one process: another one speaks only if the first has not ended all of them by then."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(5)
+        line = f"process {os.environ['RANK']}: {line}"
+    print(f"\nadarec: {line}" if sys.stderr.isatty() else f"adarec: {line}", file=sys.stderr)
+
+
+def _launch(arguments: list[str], files: list[str], values: dict[str, Any]) -> int:
+    """RecBole's ``--nproc``, with its ``ip``, ``port``, ``world_size`` and ``group_offset`` for several machines."""
+    from recbole_adarec.config import resolve
+    from recbole_adarec.distributed import launch
+
+    resolve(None, files, values)  # refuses here what every process would refuse
+    nproc, world = values["nproc"], values.get("world_size", -1)
+    several = world > nproc
+    return launch(
+        main, arguments, nproc, ip=values.get("ip", "localhost"), port=int(values.get("port", 5678 if several else 0)),
+        world=world if several else nproc, offset=values.get("group_offset", 0),
+    )  # fmt: skip
+
+
+def _split_verb(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What to do, None for a run, and the other arguments."""
+    others = list(arguments)
+    verb = next((argument for argument in others if not argument.startswith("-") and "=" not in argument), None)
+    if verb is None:
+        return None, others
+    if verb not in VERBS:
+        raise AdaRecError(f"unknown verb {verb!r}; known are {', '.join(VERBS)}; values are given as --key=value")
+    others.remove(verb)
+    return verb, others
 
 
 def _run(files: list[str], values: dict[str, Any]) -> int:
     from recbole_adarec.allocator import keep_freed_memory
     from recbole_adarec.config import resolve
+    from recbole_adarec.distributed import is_first, stop
     from recbole_adarec.evaluation.report import comparison_table
     from recbole_adarec.pipeline import Run
 
     keep_freed_memory()
     run = Run(resolve(None, files, values))
-    print(f"run folder: {run.folder.path}")
+    if is_first():
+        print(f"run folder: {run.folder.path}")
     report = run.execute()
+    stop()
+    if not is_first():
+        return 0
     print()
     print(comparison_table(report))
     print(f"\nreport: {os.path.join(run.folder.path, 'report.html')}")
+    return 0
+
+
+def _benchmark(arguments: Sequence[str]) -> int:
+    from recbole_adarec.allocator import keep_freed_memory
+    from recbole_adarec.evaluation.benchmark import FULL, PARTS, QUICK, run_benchmark
+
+    sizes = QUICK if "--quick" in arguments else FULL
+    files, values = parse_arguments([argument for argument in arguments if argument != "--quick"])
+    parts, output = values.pop("parts", list(PARTS)), values.pop("output", "benchmark.json")
+    if not isinstance(output, str):
+        raise AdaRecError(f"output is {output!r}, expected the name of a file")
+    keep_freed_memory()
+    run_benchmark(files, values, parts if isinstance(parts, list) else [parts], sizes, output)
+    print(f"\nbenchmark: {output}")
     return 0
 
 

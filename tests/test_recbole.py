@@ -93,3 +93,9 @@ def test_registering_twice_changes_nothing(tiny):
     recbole_adarec.register()
     assert Config._load_internal_config_dict is before
     assert get_model("SASRec").__module__ == "recbole.model.sequential_recommender.sasrec"
+
+
+def test_stock_models_do_not_switch_anomaly_detection_on():
+    """RecBole's SINE does when it is imported, with any other sequential model."""
+    get_model("SASRec")
+    assert "recbole.model.sequential_recommender.sine" in sys.modules and not torch.is_anomaly_enabled()

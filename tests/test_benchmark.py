@@ -1,0 +1,214 @@
+"""The benchmark: what it promises of its data, its figures and its file, on a dataset where all of it takes seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_adarec import cli
+from recbole_adarec.cli import main
+from recbole_adarec.evaluation import benchmark
+from recbole_adarec.evaluation.benchmark import (
+    PARTS,
+    PeakMemory,
+    Sizes,
+    Stopwatch,
+    figure,
+    replaced,
+    run_benchmark,
+    synthetic_interactions,
+)
+
+SMALL = Sizes(2, 32, 2, 4, 3, 2, 3, ((500, 40), (1_000, 40)), 4, 5)
+MODEL = {
+    "hidden_size": 8,
+    "block_num": 1,
+    "dilations": [1],
+    "distilled_layers": 1,
+    "search_hidden_size": 4,
+    "cells": 1,
+    "nodes": 2,
+    "operations": ["conv_3", "skip"],
+    "cost_budget": None,
+    "MAX_ITEM_LIST_LENGTH": 6,
+    "train_batch_size": 64,
+    "show_progress": False,
+}
+
+
+def refused(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a refused command prints."""
+    assert main(list(arguments)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def figures(value):
+    """All measured figures of a result, and that what looks like one is whole."""
+    if isinstance(value, dict) and "median" in value:
+        assert set(value) == {"median", "q1", "q3", "n"} and value["n"] >= 1
+        assert value["q1"] <= value["median"] <= value["q3"]
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [found for each in inner for found in figures(each)]
+
+
+def test_all_parts_and_their_file(tiny, tmp_path, capsys):
+    output = tmp_path / "results" / "figures.json"
+    before = set(Path.cwd().iterdir())
+    result = run_benchmark([], {"dataset": "tiny", "data_path": str(tiny), **MODEL}, PARTS, SMALL, output)
+    assert json.loads(output.read_text()) == result
+    assert list(result) == ["format", "machine", "quick", *PARTS]
+    assert result["format"] == "recbole-adarec-benchmark/1" and result["quick"] is False
+    assert {"cpu", "cores", "threads", "torch", "python"} <= set(result["machine"])
+
+    teacher = result["teacher"]
+    sizes = [teacher[name]["parameters"]["total"] for name in ("ours", "recbole")]
+    assert min(sizes) > 0.8 * max(sizes)  # RecBole's has one linear layer more, which is much of so small a model
+    assert teacher["ours"]["ours_against_it"]["median"] == 1
+
+    search = result["search"]
+    for side in ("weights", "alpha"):
+        parts = search[side]["parts_ms"]
+        assert {
+            "building the batch",
+            "encode",
+            "teacher outputs",
+            "item losses, with gradient",
+            "backward",
+            "rest",
+        } <= (set(parts))
+        assert all(part["median"] >= 0 for part in parts.values())
+    assert "optimizer" in search["weights"]["parts_ms"] and "optimizer" not in search["alpha"]["parts_ms"]
+    assert "alpha optimizer" in search["alpha"]["parts_ms"] and search["epoch"]["ratio"]["median"] > 0
+
+    for name in ("teacher", "student"):
+        assert result["inference"][name]["batch_1_p50_ms"]["n"] == SMALL.rounds
+
+    for cell, (interactions, items) in zip(result["growth"], SMALL.cells, strict=True):
+        assert (cell["interactions"], cell["catalog"]) == (interactions, items)
+        assert cell["targets"] == interactions - 3 * cell["users"]  # the first has no past, two are held out
+        assert min(cell["peak_mb"].values()) > 50
+        assert cell["search"]["item_loss"] in ("full", "chunked")
+    assert len(figures(result)) > 50
+    tables = capsys.readouterr().out
+    for words in ("Teacher training", "Search step", "Inference", "Growth on synthetic data"):
+        assert words in tables
+    # Nothing is left behind, neither files nor settings.
+    assert set(Path.cwd().iterdir()) - before == {output.parent}
+    assert not torch.is_anomaly_enabled()
+
+
+def test_parts_sum_to_the_step(tiny, tmp_path, monkeypatch):
+    """Every watched step: the parts and the rest are the whole, and the rest is no overlap counted twice."""
+    seen = []
+    monkeypatch.setattr(benchmark, "Stopwatch", lambda: seen.append(Stopwatch()) or seen[-1])
+    work = benchmark.Benchmark([], {"dataset": "tiny", "data_path": str(tiny), **MODEL}, SMALL, tmp_path)
+    result = work.measure("search")
+    for side in ("weights", "alpha"):
+        parts = result[side]["parts_ms"]
+        whole = result[side]["step_ms"]["median"]
+        assert 0.3 * whole < sum(part["median"] for part in parts.values()) < 3 * whole
+        assert parts["rest"]["q1"] >= 0
+    assert any(watch.ms for watch in seen) and any(not watch.ms for watch in seen)
+
+
+def test_stopwatch_counts_nested_parts_once_and_leaves_no_trace(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(benchmark, "clock", lambda: now[0])
+
+    class Work:
+        def inner(self):
+            now[0] += 3
+
+        def outer(self):
+            now[0] += 1
+            self.inner()
+            self.inner()
+
+        def fails(self):
+            now[0] += 5
+            raise ValueError
+
+    work, watch = Work(), Stopwatch()
+    with watch.on([("inner", work, "inner"), ("outer", work, "outer"), ("fails", Work, "fails")]):
+        work.outer()
+        with pytest.raises(ValueError):
+            work.fails()
+    assert watch.ms == {"inner": 6000, "outer": 1000, "fails": 5000}
+    assert vars(work) == {} and not hasattr(Work.fails, "__wrapped__")
+
+
+def test_replaced_restores_what_was_there():
+    module = torch.nn.Linear(2, 2)
+    with pytest.raises(RuntimeError), replaced(module, "forward", None), replaced(torch.Tensor, "backward", None):
+        assert module.forward is None and torch.Tensor.backward is None
+        raise RuntimeError
+    assert "forward" not in vars(module) and module(torch.zeros(1, 2)).shape == (1, 2)
+    assert callable(torch.Tensor.backward)
+
+
+@pytest.mark.parametrize(("interactions", "items"), [(5_000, 100), (1_000, 1_000), (1_000, 3_000)])
+def test_synthetic_data(interactions, items):
+    table = synthetic_interactions(interactions, items)
+    counts = table["item_id:token"].value_counts()
+    assert len(table) == interactions and len(counts) == min(items, interactions)
+    assert table["item_id:token"].between(0, items - 1).all()
+    assert table["user_id:token"].nunique() == interactions // 50
+    if interactions > items:  # some are popular
+        assert counts.iloc[0] > 5 * counts.median()
+    assert table.equals(synthetic_interactions(interactions, items))
+
+
+def test_figure():
+    assert figure([4.0]) == {"median": 4.0, "q1": 4.0, "q3": 4.0, "n": 1}
+    assert figure([1.0, 2.0, 3.0, 4.0, 123456.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "n": 5}
+
+
+def test_peak_memory_sees_what_is_gone_again():
+    with PeakMemory() as before:
+        pass
+    with PeakMemory() as peak:
+        np.ones(30_000_000)  # 240 MB
+    assert before.mb + 150 < peak.mb < before.mb + 1000
+
+
+def test_the_verb(monkeypatch, tmp_path, capsys):
+    asked = []
+    monkeypatch.setattr(benchmark, "run_benchmark", lambda *args: asked.append(args))
+    monkeypatch.setattr(cli, "_run", lambda *args: pytest.fail("a run was started"))
+    assert main(["benchmark"]) == 0
+    assert main(["benchmark", "--quick", "--parts=[search]", f"--output={tmp_path / 'x.json'}", "--seed=3"]) == 0
+    assert asked == [
+        ([], {}, list(PARTS), benchmark.FULL, "benchmark.json"),
+        ([], {"seed": 3}, ["search"], benchmark.QUICK, str(tmp_path / "x.json")),
+    ]
+    capsys.readouterr()
+    assert main(["--help"]) == 0
+    assert "benchmark [--quick]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench"], "unknown verb 'bench'; known are benchmark"),
+        (["benchmark", "again"], "argument 'again' is not of the form --key=value"),
+        (["benchmark", "--parts=[teacher, speed]"], "unknown part 'speed'; known are teacher, search"),
+        (["benchmark", "--parts=[]"], "none is given; known are teacher"),
+        (["benchmark", "--quik"], "argument '--quik' is not of the form"),
+        (["--quick"], "argument '--quick' is not of the form"),
+        (["benchmark", "--seeed=1"], "unknown key 'seeed'"),
+        (["benchmark", "--output=3"], "output is 3"),
+        (["benchmark", "--threads=0"], "threads"),
+        (["benchmark", "--output=.", "--parts=[growth]"], "cannot write ."),
+        (["benchmark", "--dataset=nowhere"], "unknown dataset 'nowhere'"),
+    ],
+)
+def test_refused(arguments, words, capsys):
+    Path("benchmark.json").write_text("an older one")
+    assert words in refused(*arguments, capsys=capsys)
+    assert Path("benchmark.json").read_text() == "an older one"

@@ -39,9 +39,11 @@ def test_student_equals_the_supernet_on_its_path(ml100k):
         assert all(torch.equal(x, y) for x, y in zip(expected.layers, found.layers, strict=True))
 
 
-def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k):
-    """Running the other operations forward only loses nothing of α's gradient."""
-    config = make_config("search", operations=[name for name in OPERATIONS if name != "none"], search_dropout_prob=0.0)
+@pytest.mark.parametrize(("frozen", "share"), [(True, True), (False, True), (True, False)])
+def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k, frozen, share):
+    """Not to run the other operations loses nothing of α's gradient, with trained weights or without."""
+    names = [name for name in OPERATIONS if name != "none"]
+    config = make_config("search", operations=names, search_dropout_prob=0.0, share_cells=share)
     supernet = get_model("AdaRecSupernet")(config, ml100k.train._dataset)
     with torch.no_grad():
         supernet.item_table.embedding.weight.mul_(5)
@@ -49,29 +51,31 @@ def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k):
     sample = supernet.sample(1.0)
 
     def mixture(cell, number, source):
-        gates = sample.gates[0, number]
+        gates = sample.gates[min(cell, len(sample.gates) - 1), number]
         modules = supernet.cells[cell].edges[number]
         return sum(gates[o] * modules[name](source) for o, name in enumerate(supernet.operations))
 
     (expected,) = torch.autograd.grad(
         (supernet.encode_edges(sequence, mixture).output @ weights).sum(), supernet.alpha, retain_graph=True
     )
-    (found,) = torch.autograd.grad((supernet.encode_gated(sequence, sample).output @ weights).sum(), supernet.alpha)
+    for weight in supernet.weights():
+        weight.requires_grad_(frozen is False)
+    encoding, trace = supernet.encode_traced(sequence, sample)
+    found = supernet.alpha_gradient(sample, trace, (encoding.output @ weights).sum(), 0.0)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     assert expected.abs().max() > 0
 
 
-@torch.no_grad()
 def test_drawn_none_is_a_missing_edge_in_both_steps(ml100k):
     supernet = get_model("AdaRecSupernet")(make_config("search"), ml100k.train._dataset).eval()
     none = supernet.operations.index("none")
     gates = torch.zeros_like(supernet.alpha)
     choice = [0, none, 3, none, none, 6]
-    gates[0, range(6), choice] = 1
+    gates.data[0, range(6), choice] = 1
     sample = Sample(gates, [choice] * 4)
     sequence = torch.randint(1, 1000, (3, 10))
     torch.testing.assert_close(
-        supernet.encode_gated(sequence, sample).output, supernet.encode_path(sequence, sample.choice).output
+        supernet.encode_traced(sequence, sample)[0].output, supernet.encode_path(sequence, sample.choice).output
     )
 
 

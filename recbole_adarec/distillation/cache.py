@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recbole_adarec.data.dataset import WINDOW_FIELD, WindowDataset
+from recbole_adarec.distillation.item_losses import TeacherSoftmax
 from recbole_adarec.distillation.transport import LayerDistance
 from recbole_adarec.model.teacher import AdaRecTeacher
 
@@ -28,6 +29,8 @@ class Lesson(NamedTuple):
         ``[T, N]``, likewise.
     output : Tensor
         ``[N, C]``, scored by the teacher's item table.
+    softmax : TeacherSoftmax, optional
+        What that scoring gives, where it is kept.
     """
 
     positions: Tensor
@@ -35,6 +38,7 @@ class Lesson(NamedTuple):
     layers: Tensor
     terms: Tensor
     output: Tensor
+    softmax: TeacherSoftmax | None = None
 
 
 class LiveTeacher:
@@ -60,11 +64,15 @@ class CachedTeacher:
         The teacher, in evaluation mode.
     dataset : WindowDataset
         The windows.
+    temperature : float, optional
+        Keep the teacher's softmax over all items at this temperature too.
     batch_size : int
         Windows that it is asked for at a time.
     """
 
-    def __init__(self, live: LiveTeacher, dataset: WindowDataset, batch_size: int) -> None:
+    def __init__(
+        self, live: LiveTeacher, dataset: WindowDataset, temperature: float | None = None, batch_size: int = 64
+    ) -> None:
         self.item_seq = live.teacher.ITEM_SEQ
         self.device = next(live.teacher.parameters()).device
         teacher, most = live.teacher, int(dataset.windows.length.sum())
@@ -72,6 +80,11 @@ class CachedTeacher:
         size = (most, teacher.distilled_layers + 2, teacher.hidden_size)
         self.store = torch.empty(size, dtype=torch.half, device=self.device)
         self.terms = torch.empty(most, teacher.distilled_layers, device=self.device)
+        table = teacher.item_table.items
+        self.softmax: Tensor | None = None
+        if temperature is not None:
+            self.softmax = torch.empty(most, len(table), dtype=torch.half, device=self.device)
+            self.negative_entropy = torch.empty(most, device=self.device)
         rows, columns, done = [], [], 0
         for window in torch.arange(len(dataset)).split(batch_size):
             lesson = live.lesson(dataset[window].to(self.device))
@@ -81,6 +94,10 @@ class CachedTeacher:
             here = slice(done, done + len(row))
             self.store[here] = torch.stack([lesson.embedding, *lesson.layers, lesson.output], 1)
             self.terms[here] = lesson.terms.T
+            if self.softmax is not None and temperature is not None:
+                log_p = (lesson.output @ table.T).div_(temperature).log_softmax(-1)
+                self.softmax[here] = p = log_p.exp()
+                self.negative_entropy[here] = (p * log_p).sum(-1)
             done += len(row)
         self.column = torch.cat(columns)
         self.count = torch.bincount(torch.cat(rows), minlength=len(dataset))
@@ -99,21 +116,36 @@ class CachedTeacher:
         # index_select takes a tenth of the time of indexing, for half precision on a CPU.
         stacked = self.store.index_select(0, index).transpose(0, 1).float()
         terms = self.terms.index_select(0, index).T
-        return Lesson(positions.to(self.device), stacked[0], stacked[1:-1], terms, stacked[-1])
+        softmax = None
+        if self.softmax is not None:
+            softmax = TeacherSoftmax(self.softmax, index, self.negative_entropy[index])
+        return Lesson(positions.to(self.device), stacked[0], stacked[1:-1], terms, stacked[-1], softmax)
 
 
 def teacher_outputs(
-    teacher: AdaRecTeacher, distance: LayerDistance, dataset: WindowDataset, megabytes: int
+    teacher: AdaRecTeacher,
+    distance: LayerDistance,
+    dataset: WindowDataset,
+    megabytes: int,
+    temperature: float | None = None,
 ) -> LiveTeacher | CachedTeacher:
-    """The teacher behind a cache if its outputs fit into `megabytes`, else without."""
+    """The teacher behind a cache if its outputs fit into `megabytes`, else without.
+
+    With a `temperature` its softmax over all items is kept too, if that fits as well.
+    """
     live = LiveTeacher(teacher.eval(), distance)
+    targets = int(dataset.windows.length.sum())
     # The layers, the embedding and the output in half precision, and a term a layer.
     bytes_each = 2 * (teacher.distilled_layers + 2) * teacher.hidden_size + 4 * teacher.distilled_layers
-    needed = int(dataset.windows.length.sum()) * bytes_each / 1e6
+    needed, of_softmax = targets * bytes_each / 1e6, targets * (2 * teacher.n_items + 4) / 1e6
     if needed > megabytes:
         getLogger().info(
             f"teacher outputs need {needed:.0f} MB, teacher_cache_mb is {megabytes}: recomputed for each batch"
         )
         return live
-    getLogger().info(f"teacher outputs are kept in memory: {needed:.0f} MB")
-    return CachedTeacher(live, dataset, batch_size=64)
+    if needed + of_softmax > megabytes:
+        temperature = None
+    needed += 0 if temperature is None else of_softmax
+    what = "outputs" if temperature is None else "outputs and softmax"
+    getLogger().info(f"teacher {what} are kept in memory: {needed:.0f} MB")
+    return CachedTeacher(live, dataset, temperature)

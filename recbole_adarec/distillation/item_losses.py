@@ -41,6 +41,24 @@ class Candidates(NamedTuple):
     log_weight: Tensor
 
 
+class TeacherSoftmax(NamedTuple):
+    """The teacher's softmax over all items at the temperature of L_out, where there is memory to keep it.
+
+    Attributes
+    ----------
+    store : Tensor
+        Probabilities at all positions of the training data, half precision, ``[M, I]``.
+    rows : Tensor
+        Those of a batch, int64 ``[N]``.
+    negative_entropy : Tensor
+        ``sum(p log p)`` of these, ``[N]``.
+    """
+
+    store: Tensor
+    rows: Tensor
+    negative_entropy: Tensor
+
+
 class Sampler:
     """Draws items with probability proportional to ``(count + 1) ** 0.75``, the smoothed popularity of word2vec
     (Mikolov et al., arXiv 1310.4546, section 2.2).
@@ -132,6 +150,7 @@ class ItemLoss:
         temperature: float = 1.0,
         teacher_states: Tensor | None = None,
         teacher_table: Tensor | None = None,
+        teacher_softmax: TeacherSoftmax | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """L_CE and L_out: mean cross entropy of the labels and mean ``t^2 KL(teacher || student)`` over the items.
 
@@ -153,6 +172,8 @@ class ItemLoss:
             t, of both softmaxes of L_out.
         teacher_states, teacher_table : Tensor, optional
             The teacher's ``[N, C_t]`` and ``[I, C_t]``; without them L_out is 0.
+        teacher_softmax : TeacherSoftmax, optional
+            What follows from these two, if it is there already.
 
         Returns
         -------
@@ -163,6 +184,7 @@ class ItemLoss:
             return item_losses(
                 states, table.items, labels, rows=self.rows, ce_weight=ce_weight, kl_weight=kl_weight,
                 temperature=temperature, teacher_states=teacher_states, teacher_table=teacher_table,
+                teacher_softmax=teacher_softmax,
             )  # fmt: skip
         assert self.sampler is not None, "prepare() comes before the first batch"
         drawn = self.sampler.draw(states.device)
@@ -189,6 +211,7 @@ def item_losses(
     candidates: Candidates | None = None,
     positives: Tensor | None = None,
     teacher_positives: Tensor | None = None,
+    teacher_softmax: TeacherSoftmax | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The computation behind `ItemLoss`.
 
@@ -201,7 +224,7 @@ def item_losses(
             None if tensor is None else tensor.float()
             for tensor in (states, table, positives, teacher_states, teacher_table, teacher_positives)
         ]
-        return _ItemLosses.apply(*tensors, labels, candidates, rows, ce_weight, kl_weight, temperature)
+        return _ItemLosses.apply(*tensors, labels, candidates, teacher_softmax, rows, ce_weight, kl_weight, temperature)
 
 
 class _ItemLosses(torch.autograd.Function):
@@ -221,6 +244,7 @@ class _ItemLosses(torch.autograd.Function):
         teacher_positives: Tensor | None,
         labels: Tensor,
         candidates: Candidates | None,
+        teacher_softmax: TeacherSoftmax | None,
         rows: int,
         ce_weight: float,
         kl_weight: float,
@@ -240,28 +264,35 @@ class _ItemLosses(torch.autograd.Function):
             x = _scores(states[part], table, label, candidates, t, positives, part)
             target = label if candidates is None else torch.zeros_like(label)  # the column of the target
             index = every[: len(label)]
-            gradient, log_sum = _softmax(x)
+            gradient, log_sum = _softmax(x)  # at temperature t; it becomes the gradient in place
             at_target = x[index, target]
-            # The softmax at temperature 1, for cross entropy; at t = 2 the square of the one at t, no second exp.
+            p, of_kl = None, 0.0
+            if teacher_softmax is not None:
+                p = teacher_softmax.store.index_select(0, teacher_softmax.rows[part]).float()
+                terms = log_sum + teacher_softmax.negative_entropy[part]
+                kl += t * t * (terms.sum() - torch.dot(p.flatten(), x.flatten()))
+            elif teacher_states is not None and teacher_table is not None:
+                y = _scores(teacher_states[part], teacher_table, label, candidates, t, teacher_positives, part)
+                p, log_sum_p = _softmax(y)
+                kl += t * t * (torch.dot(p.flatten(), y.sub_(x).flatten()) + (log_sum - log_sum_p).sum())
+            if p is not None:
+                of_kl = kl_weight * t
+            # Cross entropy wants the softmax at temperature 1; at t = 2 it is the square of this one, no second exp.
             if t == 1:
-                q, log_q = gradient.clone() if teacher_states is not None else gradient, at_target - log_sum
+                log_q = at_target - log_sum
+                gradient.mul_(ce_weight + of_kl)
             elif t == 2 and candidates is None:
-                q = gradient * gradient
-                norm = q.sum(1)
-                q.div_(norm[:, None])
-                log_q = 2 * (at_target - log_sum) - norm.log()
+                squares = torch.linalg.vector_norm(gradient, dim=1, keepdim=True).square_()
+                log_q = 2 * (at_target - log_sum) - squares.squeeze(1).log()
+                gradient.mul_((gradient * (ce_weight / squares)).add_(of_kl))
             else:
                 x_1 = _scores(states[part], table, label, candidates, 1.0, positives, part)
                 q, log_sum_1 = _softmax(x_1)
                 log_q = x_1[index, target] - log_sum_1
+                gradient.mul_(of_kl).add_(q, alpha=ce_weight)
             ce -= log_q.sum()
-            if teacher_states is not None and teacher_table is not None:
-                y = _scores(teacher_states[part], teacher_table, label, candidates, t, teacher_positives, part)
-                p, log_sum_p = _softmax(y)
-                kl += t * t * (torch.dot(p.flatten(), y.sub_(x).flatten()) + (log_sum - log_sum_p).sum())
-                gradient.sub_(p).mul_(kl_weight * t).add_(q, alpha=ce_weight)
-            else:
-                gradient = q.mul_(ce_weight)
+            if p is not None:
+                gradient.sub_(p, alpha=of_kl)
             gradient[index, target] -= ce_weight
             if positives is not None:
                 of_target, gradient = gradient[:, :1], gradient[:, 1:]
@@ -282,7 +313,7 @@ class _ItemLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scale = gradient / ctx.count
-        return *(None if saved is None else saved * scale for saved in ctx.saved_tensors), *([None] * 9)
+        return *(None if saved is None else saved * scale for saved in ctx.saved_tensors), *([None] * 10)
 
 
 def _scores(

@@ -122,7 +122,10 @@ class Distiller(nn.Module):
         taught = encoding.at(lesson.positions)
         parts: dict[str, Tensor] = {}
         ce_weight = (1 - self.gamma) * self.use_ce
-        teacher = {"teacher_states": lesson.output, "teacher_table": self.teacher_table} if self.use_output else {}
+        teacher: dict[str, Any] = {}
+        if self.use_output:
+            teacher = {"teacher_states": lesson.output, "teacher_table": self.teacher_table}
+            teacher["teacher_softmax"] = lesson.softmax
         if torch.equal(real, lesson.positions):
             total, parts["ce"], parts["output"] = item_loss(
                 taught.output, table, targets[real], ce_weight=ce_weight, kl_weight=self.gamma,

@@ -41,7 +41,9 @@ class Encoding(NamedTuple):
 
 def at(hidden: Tensor, positions: Tensor) -> Tensor:
     """Rows of ``[B, L, C]`` where a mask ``[B, L]`` holds, ``[N, C]``; faster than indexing by the mask."""
-    return hidden.flatten(0, 1).index_select(0, positions.flatten().nonzero().squeeze(1))
+    rows = positions.flatten().nonzero().squeeze(1)
+    flat = hidden.flatten(0, 1)
+    return flat if len(rows) == len(flat) else flat.index_select(0, rows)
 
 
 class ItemTable(nn.Module):

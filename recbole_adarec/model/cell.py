@@ -12,6 +12,7 @@ from recbole_adarec.model.architecture import edges
 from recbole_adarec.model.operations import OPERATIONS
 
 Edge = Callable[[int, Tensor], "Tensor | None"]
+NodeSeen = Callable[[int, Tensor], Tensor]
 
 
 class Cell(nn.Module):
@@ -40,7 +41,7 @@ class Cell(nn.Module):
         self.node_weights = nn.Parameter(torch.zeros(nodes))  # a
         self.norm = nn.LayerNorm(size)
 
-    def forward(self, x: Tensor, edge: Edge) -> Tensor:
+    def forward(self, x: Tensor, edge: Edge, node_seen: NodeSeen | None = None) -> Tensor:
         """Run the graph.
 
         Parameters
@@ -50,6 +51,8 @@ class Cell(nn.Module):
         edge : callable
             Gives the value of an edge from its number and its source after ReLU, or None for no edge. Nodes
             that receive nothing send nothing; a cell in which nothing arrives is the identity.
+        node_seen : callable, optional
+            Is given the number and value of each node, and gives the tensor to go on with.
         """
         sources: list[Tensor | None] = [x.relu()]
         mixed: Tensor | None = None
@@ -63,6 +66,8 @@ class Cell(nn.Module):
                 if value is not None:
                     node = value if node is None else node + value
                 number += 1
+            if node is not None and node_seen is not None:
+                node = node_seen(j, node)
             if node is not None:
                 mixed = weights[j - 1] * node if mixed is None else torch.addcmul(mixed, node, weights[j - 1])
             if j < self.nodes:  # nothing reads the last node

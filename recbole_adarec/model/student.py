@@ -34,12 +34,20 @@ class CellStack(SequenceRecommender):
         self.cells: Any = nn.ModuleList(cells)
         self.dropout = nn.Dropout(config["dropout_prob"])
 
-    def encode_edges(self, item_seq: Tensor, edge: Callable[[int, int, Tensor], Tensor | None]) -> Encoding:
-        """Encode ids ``[B, L]``; `edge` gives the value of an edge from cell, edge number and source, or None."""
+    def encode_edges(
+        self,
+        item_seq: Tensor,
+        edge: Callable[[int, int, Tensor], Tensor | None],
+        node_seen: Callable[[int, int, Tensor], Tensor] | None = None,
+    ) -> Encoding:
+        """Encode ids ``[B, L]``; `edge` gives the value of an edge from cell, edge number and source, or None.
+
+        `node_seen` is given cell, number and value of each node, see `Cell`.
+        """
         x = embedding = self.dropout(self.item_table(item_seq))
         layers = []
         for number, cell in enumerate(self.cells):
-            x = cell(x, partial(edge, number))
+            x = cell(x, partial(edge, number), None if node_seen is None else partial(node_seen, number))
             layers.append(x)
         return Encoding(embedding, tuple(layers), self.dropout(x))
 

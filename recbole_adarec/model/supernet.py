@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.architecture import Architecture, edges
-from recbole_adarec.model.base import CausalConv, Encoding, with_past
+from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.cell import Cell
+from recbole_adarec.model.gates import Trace, gate_gradients
 from recbole_adarec.model.operations import OPERATIONS, check_operations
 from recbole_adarec.model.student import CellStack
 
@@ -63,6 +64,7 @@ class AdaRecSupernet(CellStack):
         super().__init__(config, dataset, size, [Cell(size, [operations] * edge_count, nodes) for _ in range(cells)])
         self.operations = operations
         self.nodes = nodes
+        self._sources = [i for i, _ in edges(nodes)]
         self.cost_budget: float | None = config["cost_budget"]
         groups = 1 if config["share_cells"] else cells
         self.alpha = nn.Parameter(config["alpha_init_std"] * torch.randn(groups, edge_count, len(operations)))
@@ -100,27 +102,36 @@ class AdaRecSupernet(CellStack):
 
         return self.encode_edges(item_seq, edge)
 
-    def encode_gated(self, item_seq: Tensor, sample: Sample) -> Encoding:
-        """Encode on the drawn path with the exact gradient of all gates (the α-step).
-
-        With hard gates the value of an edge is that of its drawn operation, and the gradient of gate o is the inner
-        product of the edge's gradient with operation o's output. Nothing is propagated back through the operations
-        that were not drawn, and no convolution of them is run: see `_GateProducts`.
-        """
-        shifted: dict[int, Tensor] = {}  # edges with the same source share its shifted copies
-        sources: list[Tensor] = []  # kept, so that no two of them have the same id
+    def encode_traced(self, item_seq: Tensor, sample: Sample) -> tuple[Encoding, Trace]:
+        """Encode on the drawn path, and keep what `gate_gradients` needs of it (the α-step)."""
+        trace = Trace()
 
         def edge(cell: int, number: int, source: Tensor) -> Tensor:
-            gates = sample.gates[min(cell, len(sample.gates) - 1), number]
-            modules = self.cells[cell].edges[number]
-            products = _GateProducts([modules[name] for name in self.operations])
-            if id(source) not in shifted:
-                sources.append(source)
-                shifted[id(source)] = products.shift(source.detach())
-            value = modules[self.operations[sample.choice[cell][number]]](source)
-            return _Gated.apply(value, gates, source.detach(), shifted[id(source)], products)
+            trace.sources[cell, self._sources[number]] = source.detach()
+            return self.cells[cell].edges[number][self.operations[sample.choice[cell][number]]](source)
 
-        return self.encode_edges(item_seq, edge)
+        return self.encode_edges(item_seq, edge, trace.node), trace
+
+    def alpha_gradient(self, sample: Sample, trace: Trace, loss: Tensor, weight_of_cost: float | Tensor) -> Tensor:
+        """Gradient of ``loss + weight_of_cost * L_cost`` with respect to α, exact in all gates of the draw.
+
+        Parameters
+        ----------
+        sample : Sample
+            The draw.
+        trace : Trace
+            Of the pass on it that gave the loss.
+        loss : Tensor
+            A scalar.
+        weight_of_cost : float or Tensor
+            Weight of `cost_loss`.
+        """
+        of_gates = gate_gradients(self.cells, self.operations, trace, loss)
+        if len(sample.gates) < len(of_gates):  # the cells share theirs
+            of_gates = of_gates.sum(0, keepdim=True)
+        objective = (sample.gates * of_gates).sum() + weight_of_cost * self.cost_loss(sample.gates)
+        (gradient,) = torch.autograd.grad(objective, [self.alpha])
+        return gradient
 
     def encode(self, item_seq: Tensor) -> Encoding:
         """Encode on the derived path."""
@@ -181,72 +192,6 @@ class AdaRecSupernet(CellStack):
             "alpha_max_probability": float(now.max(-1).values.mean()),
             "changed_edges": float((now.argmax(-1) != start.argmax(-1)).float().mean()),
         }
-
-
-class _GateProducts:
-    """Inner products of a gradient with what each operation makes of a source.
-
-    For a convolution ``<G, W * x> = <W, x correlated with G>``: one correlation over all delays serves every
-    convolution of an edge, with less work than a single one of them, and the smaller matrix is what they differ in.
-
-    Parameters
-    ----------
-    operations : list of Module
-        Of one edge.
-    """
-
-    def __init__(self, operations: list[Any]) -> None:
-        self.operations = operations
-        convolutions = [operation for operation in operations if _is_product(operation)]
-        self.delays = sorted({delay for convolution in convolutions for delay in _delays(convolution)})
-
-    def shift(self, source: Tensor) -> Tensor:
-        """Copies of a source ``[B, L, C]`` that are late by each of the D delays, ``[B L, D C]``."""
-        if not self.delays:
-            return source.new_empty(source.shape[0] * source.shape[1], 0)
-        length, longest = source.shape[1], max(self.delays)
-        padded = with_past(source, longest)
-        late = [padded[:, longest - delay : longest - delay + length] for delay in self.delays]
-        return torch.cat(late, -1).flatten(0, 1)
-
-    def __call__(self, gradient: Tensor, source: Tensor, shifted: Tensor) -> Tensor:
-        """The products, ``[O]``, of a gradient ``[B, L, C]``."""
-        flat, size = gradient.flatten(0, 1), gradient.shape[-1]
-        correlation = (flat.T @ shifted).view(size, len(self.delays), size)
-        products = []
-        for operation in self.operations:
-            if _is_product(operation):
-                taps = [self.delays.index(delay) for delay in _delays(operation)]
-                of_weight = correlation[:, taps].flatten()
-                products.append(torch.dot(of_weight, operation.linear.weight.flatten()))
-            else:
-                products.append(torch.dot(flat.flatten(), operation(source).flatten()))
-        return torch.stack(products)
-
-
-def _is_product(operation: Any) -> bool:
-    return isinstance(operation, CausalConv) and operation.linear.bias is None
-
-
-def _delays(convolution: Any) -> list[int]:
-    """How late the input of each tap is, in the order of the weights."""
-    return [convolution.reach - k * convolution.dilation for k in range(convolution.kernel)]
-
-
-class _Gated(torch.autograd.Function):
-    """The drawn operation's output; the gradient of gate o is <gradient of the edge, output of operation o>."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, value: Tensor, gates: Tensor, source: Tensor, shifted: Tensor, products: _GateProducts
-    ) -> Tensor:  # [B, L, C]
-        ctx.save_for_backward(source, shifted)
-        ctx.products = products
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return gradient, ctx.products(gradient.float(), *(saved.float() for saved in ctx.saved_tensors)), *[None] * 3
 
 
 def relative_costs(operations: tuple[str, ...], size: int, cost: str, edge_count: int) -> Tensor:

@@ -83,18 +83,19 @@ class AdaRecSupernetTrainer(DistillationTrainer):
             weight.requires_grad_(False)  # nothing is computed for gradients that nobody asks for
         try:
             with self.autocast():
-                losses = self.losses(model.encode_gated(batch.interaction[model.ITEM_SEQ], sample), batch)
-            total = losses.total + self.config["beta"] * model.cost_loss(sample.gates)
+                encoding, trace = model.encode_traced(batch.interaction[model.ITEM_SEQ], sample)
+                losses = self.losses(encoding, batch)
             # Scaled as the weights' loss is, so that half precision keeps small gradients.
-            scale = self.scaler.get_scale()
-            (alpha.grad,) = torch.autograd.grad(total * (batch.share * scale), [alpha])
+            scale = batch.share * self.scaler.get_scale()
+            alpha.grad = model.alpha_gradient(sample, trace, losses.total * scale, self.config["beta"] * scale)
         finally:
             for weight in weights:
                 weight.requires_grad_(True)
-        distributed.total(alpha.grad.div_(scale))
+        distributed.total(alpha.grad.div_(self.scaler.get_scale()))
         if self.scaler.is_enabled():  # an overflow is no step, as for the weights
             alpha.grad.nan_to_num_(0.0, 0.0, 0.0)
         self.alpha_optimizer.step()
+        total = losses.total + self.config["beta"] * model.cost_loss(sample.gates)
         return total.detach() * batch.share
 
     def training_state(self) -> dict[str, Any]:

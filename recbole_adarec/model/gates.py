@@ -1,0 +1,115 @@
+"""The gradient of the architecture's gates, without running the operations that were not drawn.
+
+A node is ``sum_i sum_o g[i, o] o(x_i)`` with hard gates g: its value is that of the drawn operations, and the gradient
+of gate ``g[i, o]`` is ``<G, o(x_i)>``, G the gradient of the node. For a convolution ``<G, W * x> = <W, x correlated
+with G>``: one correlation over all delays serves every convolution of an edge, with less work than two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_adarec.model.architecture import edges
+from recbole_adarec.model.base import CausalConv, with_past
+from recbole_adarec.model.operations import Zero
+
+
+class Trace:
+    """What a pass on a drawn path leaves for the gradient of its gates.
+
+    Attributes
+    ----------
+    sources : dict
+        What goes into the edges from node i of a cell, by ``(cell, i)``, each ``[B, L, C]``.
+    nodes : dict
+        Nodes by ``(cell, j)``, likewise; they are in the graph of autograd.
+    """
+
+    def __init__(self) -> None:
+        self.sources: dict[tuple[int, int], Tensor] = {}
+        self.nodes: dict[tuple[int, int], Tensor] = {}
+
+    def node(self, cell: int, j: int, value: Tensor) -> Tensor:
+        """Keep a node, as a tensor of its own: a skip hands its source on, which other edges read too."""
+        value = value.view_as(value)
+        if not value.requires_grad:  # no weight is trained: the first nodes depend on nothing that is
+            value.requires_grad_()
+        self.nodes[cell, j] = value
+        return value
+
+
+@torch.no_grad()
+def gate_gradients(cells: Sequence[Any], operations: Sequence[str], trace: Trace, loss: Tensor) -> Tensor:
+    """Gradient of a loss with respect to every gate.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+        All operations of S cells on E edges.
+    operations : sequence of str
+        Names of the O operations.
+    trace : Trace
+        Of the pass that gave the loss.
+    loss : Tensor
+        A scalar.
+
+    Returns
+    -------
+    Tensor
+        ``[S, E, O]``.
+    """
+    of_nodes = torch.autograd.grad(loss, list(trace.nodes.values()), allow_unused=True)
+    gradients = dict(zip(trace.nodes, of_nodes, strict=True))
+    result = loss.new_zeros(len(cells), len(cells[0].edges), len(operations))
+    late: dict[tuple[int, int], Tensor] = {}  # edges with the same source share its copies
+    unweighted: dict[tuple[int, int, str], Tensor] = {}  # and the operations without weights
+    for s, cell in enumerate(cells):
+        for number, (i, j) in enumerate(edges(cell.nodes)):
+            gradient, modules = gradients[s, j], cell.edges[number]
+            if gradient is None:
+                continue
+            flat, source = gradient.flatten(0, 1).float(), trace.sources[s, i].float()
+            convolutions = {o: modules[name] for o, name in enumerate(operations) if _is_product(modules[name])}
+            delays = sorted({delay for conv in convolutions.values() for delay in _delays(conv)})
+            if convolutions:
+                if (s, i) not in late:
+                    late[s, i] = _shifted(source, delays)
+                correlation = (flat.T @ late[s, i]).view(len(flat.T), len(delays), -1)
+                result[s, number, list(convolutions)] = _with_weights(correlation, delays, list(convolutions.values()))
+            for o, name in enumerate(operations):
+                if o in convolutions or isinstance(modules[name], Zero):
+                    continue
+                key = (s, i, name)
+                output = unweighted[key] if key in unweighted else modules[name](source).flatten()
+                if not any(True for _ in modules[name].parameters()):
+                    unweighted[key] = output
+                result[s, number, o] = torch.dot(flat.flatten(), output)
+    return result
+
+
+def _is_product(operation: nn.Module) -> bool:
+    return isinstance(operation, CausalConv) and operation.linear.bias is None
+
+
+def _delays(convolution: Any) -> list[int]:
+    """How late the input of each tap is, in the order of the weights."""
+    return [convolution.reach - k * convolution.dilation for k in range(convolution.kernel)]
+
+
+def _shifted(source: Tensor, delays: list[int]) -> Tensor:
+    """Copies of ``[B, L, C]`` that are late by each of D delays, ``[B L, D C]``."""
+    length, longest = source.shape[1], max(delays)
+    padded = with_past(source, longest)
+    return torch.cat([padded[:, longest - d : longest - d + length] for d in delays], -1).flatten(0, 1)
+
+
+def _with_weights(correlation: Tensor, delays: list[int], convolutions: list[Any]) -> Tensor:
+    """Inner products of each convolution's weights with a correlation ``[C, D, C]``."""
+    taps = [delays.index(delay) for convolution in convolutions for delay in _delays(convolution)]
+    weights = torch.cat([convolution.linear.weight for convolution in convolutions], 1)
+    of_taps = (correlation[:, taps].flatten(1) * weights).sum(0).view(len(taps), -1).sum(1)
+    return torch.stack([part.sum() for part in of_taps.split([convolution.kernel for convolution in convolutions])])

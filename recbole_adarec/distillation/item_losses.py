@@ -32,9 +32,10 @@ class Candidates(NamedTuple):
     Attributes
     ----------
     items : Tensor
-        Item ids, int64 ``[K]``, drawn with replacement.
+        Item ids, int64 ``[K]``.
     log_weight : Tensor
-        How many items of the catalog each stands for: ``-log(K q)``, q its probability in a draw, ``[K]``.
+        How many items of the catalog each stands for: minus the logarithm of how often it is expected among them,
+        ``[K]``.
     """
 
     items: Tensor
@@ -60,8 +61,12 @@ class TeacherSoftmax(NamedTuple):
 
 
 class Sampler:
-    """Draws items with probability proportional to ``(count + 1) ** 0.75``, the smoothed popularity of word2vec
-    (Mikolov et al., arXiv 1310.4546, section 2.2).
+    """Draws items in proportion to ``(count + 1) ** 0.75``, the smoothed popularity of word2vec (Mikolov et al.,
+    arXiv 1310.4546, section 2.2).
+
+    Items that would be drawn once or more on average, the head of the catalog, are always among the negatives; the
+    other negatives are drawn one from each of equally likely parts of the tail. The sum that they estimate is as
+    unbiased as with independent draws, and varies less.
 
     The generator is its own and on the CPU, so that all processes of a run draw the same.
 
@@ -78,16 +83,21 @@ class Sampler:
     def __init__(self, counts: Tensor, number: int, seed: int) -> None:
         weight = (counts.double() + 1) ** 0.75
         weight[0] = 0
-        probability = weight / weight.sum()
+        self._head = (weight * number >= weight.sum()).nonzero().squeeze(1)
+        weight[self._head] = 0
+        self._drawn = number - len(self._head) if weight.any() else 0
+        probability = weight / weight.sum().clamp_min(1)
         self._cumulative = probability.cumsum(0)
-        self._log_weight = -(probability * number).log().float()
-        self._number = number
+        self._log_weight = -(probability * self._drawn).log().float()
+        self._log_weight[self._head] = 0
         self._generator = torch.Generator().manual_seed(seed)
 
     def draw(self, device: torch.device) -> Candidates:
         """The negatives of a batch."""
-        uniform = torch.rand(self._number, dtype=torch.float64, generator=self._generator)
-        items = torch.searchsorted(self._cumulative, uniform, right=True).clamp_max_(len(self._cumulative) - 1)
+        within = torch.rand(self._drawn, dtype=torch.float64, generator=self._generator)
+        place = (torch.arange(self._drawn) + within) / max(self._drawn, 1) * self._cumulative[-1]
+        tail = torch.searchsorted(self._cumulative, place, right=True).clamp_max_(len(self._cumulative) - 1)
+        items = torch.cat([self._head, tail])
         return Candidates(items.to(device), self._log_weight[items].to(device))
 
 
@@ -154,9 +164,9 @@ class ItemLoss:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """L_CE and L_out: mean cross entropy of the labels and mean ``t^2 KL(teacher || student)`` over the items.
 
-        Sampled, with negatives c of probability q(c): the partition function ``sum_i exp(s_i)`` is estimated without
-        bias by ``exp(s_y) + sum_c exp(s_c) / (K q(c))``, c other than the target y (Bengio and Senecal, AISTATS 2003,
-        section 3). L_out compares the two softmaxes over the same items with the same weights.
+        Sampled, with negatives c that are expected n(c) times: the partition function ``sum_i exp(s_i)`` is estimated
+        without bias by ``exp(s_y) + sum_c exp(s_c) / n(c)``, c other than the target y (Bengio and Senecal, AISTATS
+        2003, section 3). L_out compares the two softmaxes over the same items with the same weights.
 
         Parameters
         ----------
@@ -257,24 +267,25 @@ class _ItemLosses(torch.autograd.Function):
             for tensor, needed in zip((states, table, positives), ctx.needs_input_grad, strict=False)
         ]
         of_states, of_table, of_positives = gradients
-        every = torch.arange(rows, device=labels.device)
-        for start in range(0, count, rows):
-            part = slice(start, start + rows)
+
+        def chunk(part: slice) -> tuple[Tensor, Tensor | float]:
+            """Losses of some positions; what it allocates is free, and in the cache, for the next one."""
             label = labels[part]
             x = _scores(states[part], table, label, candidates, t, positives, part)
             target = label if candidates is None else torch.zeros_like(label)  # the column of the target
-            index = every[: len(label)]
+            index = torch.arange(len(label), device=label.device)
             gradient, log_sum = _softmax(x)  # at temperature t; it becomes the gradient in place
             at_target = x[index, target]
             p, of_kl = None, 0.0
+            kl: Tensor | float = 0.0
             if teacher_softmax is not None:
                 p = teacher_softmax.store.index_select(0, teacher_softmax.rows[part]).float()
                 terms = log_sum + teacher_softmax.negative_entropy[part]
-                kl += t * t * (terms.sum() - torch.dot(p.flatten(), x.flatten()))
+                kl = terms.sum() - torch.dot(p.flatten(), x.flatten())
             elif teacher_states is not None and teacher_table is not None:
                 y = _scores(teacher_states[part], teacher_table, label, candidates, t, teacher_positives, part)
                 p, log_sum_p = _softmax(y)
-                kl += t * t * (torch.dot(p.flatten(), y.sub_(x).flatten()) + (log_sum - log_sum_p).sum())
+                kl = torch.dot(p.flatten(), y.sub_(x).flatten()) + (log_sum - log_sum_p).sum()
             if p is not None:
                 of_kl = kl_weight * t
             # Cross entropy wants the softmax at temperature 1; at t = 2 it is the square of this one, no second exp.
@@ -284,13 +295,12 @@ class _ItemLosses(torch.autograd.Function):
             elif t == 2 and candidates is None:
                 squares = torch.linalg.vector_norm(gradient, dim=1, keepdim=True).square_()
                 log_q = 2 * (at_target - log_sum) - squares.squeeze(1).log()
-                gradient.mul_((gradient * (ce_weight / squares)).add_(of_kl))
+                gradient.mul_(torch.mul(gradient, ce_weight / squares, out=x).add_(of_kl))
             else:
-                x_1 = _scores(states[part], table, label, candidates, 1.0, positives, part)
-                q, log_sum_1 = _softmax(x_1)
-                log_q = x_1[index, target] - log_sum_1
+                x = _scores(states[part], table, label, candidates, 1.0, positives, part)
+                q, log_sum = _softmax(x)
+                log_q = x[index, target] - log_sum
                 gradient.mul_(of_kl).add_(q, alpha=ce_weight)
-            ce -= log_q.sum()
             if p is not None:
                 gradient.sub_(p, alpha=of_kl)
             gradient[index, target] -= ce_weight
@@ -304,6 +314,12 @@ class _ItemLosses(torch.autograd.Function):
                 of_states[part].addmm_(gradient, table)
             if of_table is not None:
                 of_table.addmm_(gradient.T, states[part])
+            return -log_q.sum(), kl
+
+        for start in range(0, count, rows):
+            of_ce, of_kl = chunk(slice(start, start + rows))
+            ce += of_ce
+            kl += t * t * of_kl
         ctx.save_for_backward(*gradients)
         ctx.count = count
         ce, kl = ce / count, kl / count

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import SequentialDataset
 from recbole.trainer import Trainer
+from recbole.utils import FeatureSource, init_seed
 
 from recbole_adarec.data.dataset import SequenceDataset
+from recbole_adarec.data.loading import load_data
 from recbole_adarec.data.windows import cut_windows, length_batches, split_users
-from tests.conftest import make_config
+from tests.conftest import make_config, write_dataset
 
 
 def stock(config):
@@ -121,3 +127,83 @@ def test_length_batches_hold_each_window_once_and_little_padding():
     assert padding < 0.1
     again = length_batches(windows, length, 800, torch.Generator().manual_seed(1))
     assert not all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
+
+
+def parts_of(kind, folder, name, eval_args):
+    """User, item and prefix length of every row of the three parts, as a dataset class splits them."""
+    values = {"eval_args": {"order": "TO", "group_by": "user", "mode": "full", **eval_args}, "data_path": str(folder)}
+    config = make_config("teacher", name, **values)
+    init_seed(2020, True)
+    parts = kind(config).build()
+    fields = ("user_id", "item_id", "item_length")
+    return [[part.inter_feat[field].tolist() for field in fields] for part in parts]
+
+
+@pytest.mark.parametrize(
+    "eval_args",
+    [
+        {"split": {"LS": "valid_and_test"}}, {"split": {"RS": [0.8, 0.1, 0.1]}},
+        {"split": {"RS": [0.7, 0.2, 0.1]}, "group_by": None}, {"split": {"RS": [6, 1, 1]}, "group_by": "user"},
+    ],
+)  # fmt: skip
+def test_rows_are_split_as_recbole_splits_them(eval_args, tmp_path):
+    """Same users, items, lengths and order, without its loops; histories of 1 to 9 make every border case."""
+    histories = [[int(i) for i in np.random.default_rng(u).integers(1, 30, 1 + u % 9)] for u in range(60)]
+    write_dataset(tmp_path, "short", histories)
+    expected = parts_of(SequentialDataset, tmp_path, "short", eval_args)
+    assert parts_of(SequenceDataset, tmp_path, "short", eval_args) == expected
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_leave_one_out_indices_are_recboles(number):
+    keys = np.random.default_rng(0).integers(0, 40, 120)
+    ours = object.__new__(SequenceDataset)
+    expected = SequentialDataset._split_index_by_leave_one_out(
+        ours, SequentialDataset._grouped_index(ours, keys), number
+    )
+    found = ours._split_index_by_leave_one_out(ours._grouped_index(keys), number)
+    assert [part.tolist() for part in found] == expected
+
+
+def test_files_are_read_as_recbole_reads_them(tmp_path):
+    """Quotes, text beyond ASCII, gaps and long numbers, by the fast engine; a separator of two by the other."""
+    rows = [
+        "user_id:token\titem_id:token\ttimestamp:float",
+        'u"1\t"a b"\t0.1',
+        "ü\t007\t1e-300",
+        "\tNA\t123456789.123456789",
+    ]
+    for separator in ("\t", "::"):
+        (tmp_path / "odd.inter").write_text("\n".join(row.replace("\t", separator) for row in rows) + "\n")
+        config = make_config("teacher", "odd", data_path=str(tmp_path))
+        config["field_separator"] = separator
+        frames = []
+        for kind in (SequentialDataset, SequenceDataset):
+            dataset = object.__new__(kind)
+            dataset.__dict__.update(config=config, logger=logging.getLogger(), field2source={}, field2type={},
+                                    field2seqlen={}, field2bucketnum={})  # fmt: skip
+            frames.append(dataset._load_feat(str(tmp_path / "odd.inter"), FeatureSource.INTERACTION))
+        pd.testing.assert_frame_equal(*frames)
+
+
+def test_no_python_code_runs_once_an_interaction(tmp_path):
+    """Twenty times the interactions of the same users and items call no more functions while they are loaded."""
+
+    def calls(repeats):
+        histories = [[1 + (u * 7 + t) % 40 for t in range(20 * repeats)] for u in range(50)]
+        config = make_config("teacher", f"x{repeats}", data_path=str(write_dataset(tmp_path, f"x{repeats}", histories)))
+        count = 0
+
+        def seen(*_):
+            nonlocal count
+            count += 1
+
+        sys.setprofile(seen)
+        try:
+            load_data(config)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    calls(1)  # what is imported or compiled once
+    assert calls(40) < calls(2) + 2000 < 20 * 50 * 40

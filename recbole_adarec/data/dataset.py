@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import recbole.data.dataset.dataset as recbole_dataset
 import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
@@ -20,6 +22,20 @@ from recbole_adarec.errors import AdaRecError
 TARGETS_PREFIX = "target_"  # the targets of a window stand in "target_<item>_list"
 WINDOW_FIELD = "window_id"
 _FLAT = "_flat_index"  # where the target of a row stands in the flat array of items
+
+
+class Rows(Interaction):
+    """RecBole's `Interaction`, which turns every index into a Python list first."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, range):
+            index = torch.arange(index.start, index.stop)
+        elif isinstance(index, (list, np.ndarray, torch.Tensor)):
+            index = torch.as_tensor(index)
+            index = index if index.dtype == torch.bool else index.long()  # an empty list has no type
+        else:
+            return super().__getitem__(index)
+        return Rows({name: column[index] for name, column in self.interaction.items()})
 
 
 class SequenceDataset(SequentialDataset):
@@ -55,7 +71,7 @@ class SequenceDataset(SequentialDataset):
         first = np.flatnonzero(np.diff(users, prepend=-1))
         position = np.arange(len(users)) - np.repeat(first, np.diff(np.append(first, len(users))))
         targets = torch.from_numpy(np.flatnonzero(position > 0))
-        rows = self.inter_feat[targets]
+        rows = Rows(self.inter_feat.interaction)[targets]
         lengths = torch.from_numpy(position)[targets].clamp_max(self.max_item_list_len)
         rows.update(Interaction({self.item_list_length_field: lengths, _FLAT: targets}))
         self.inter_feat = rows
@@ -71,6 +87,35 @@ class SequenceDataset(SequentialDataset):
         rows.update(Interaction({getattr(self, f"{self.iid_field}_list_field"): prefix}))
         del rows.interaction[_FLAT]
         return rows
+
+    def _load_feat(self, filepath: str, source: Any) -> Any:
+        """RecBole's, with pandas' fast engine in place of the one written in Python where it reads the same."""
+        original = recbole_dataset.pd
+        recbole_dataset.pd = _FastPandas()
+        try:
+            return super()._load_feat(filepath, source)
+        finally:
+            recbole_dataset.pd = original
+
+    def _grouped_index(self, group_by_list: np.ndarray) -> list[np.ndarray]:
+        """RecBole's groups of equal values, in order of their first appearance, without its loop over interactions."""
+        _, first, group, size = np.unique(group_by_list, return_index=True, return_inverse=True, return_counts=True)
+        order = np.argsort(first)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        members = np.argsort(rank[group], kind="stable")
+        return np.split(members, np.cumsum(size[order])[:-1])
+
+    def _split_index_by_leave_one_out(self, grouped_index: list[np.ndarray], leave_one_num: int) -> list[np.ndarray]:
+        """RecBole's split of each group into its first rows and `leave_one_num` single ones, in array operations."""
+        size = np.array([len(group) for group in grouped_index])
+        left_out = np.minimum(leave_one_num, size - 1)
+        members, end = np.concatenate(grouped_index), np.cumsum(size)
+        from_end = np.repeat(end, size) - np.arange(len(members))  # 1 for the last row of a group
+        parts = [members[from_end > np.repeat(left_out, size)]]
+        for place in range(leave_one_num, 0, -1):
+            parts.append(members[end[left_out >= place] - place])
+        return parts
 
     def build(self) -> list[SequentialDataset]:
         """RecBole's split, with the training part as windows."""
@@ -124,3 +169,21 @@ class WindowDataset(SequenceDataset):
                 WINDOW_FIELD: index,
             }
         )
+
+
+class _FastPandas:
+    """pandas, whose ``read_csv`` tries its C engine first; the Python engine takes a minute for five million rows.
+
+    What only the Python engine reads (separators of several characters, for one), it still reads.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(pd, name)
+
+    @staticmethod
+    def read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:
+        fast = kwargs | {"engine": "c", "float_precision": "round_trip"}
+        try:
+            return pd.read_csv(*args, **fast)
+        except (ValueError, pd.errors.ParserError):
+            return pd.read_csv(*args, **kwargs)

@@ -281,8 +281,8 @@ class Benchmark:
     def teacher(self) -> Result:
         """Our teacher's training against that of RecBole's NextItNet of the same size, turn by turn.
 
-        RecBole's package of sequential models turns torch's anomaly detection on for the whole process (in the file of
-        its SINE), so all of them are trained with it. RecBole is measured as it is, and without that too.
+        RecBole trains its sequential models with torch's anomaly detection on (its SINE switches it on for the whole
+        process, see `recbole_adarec.compat`). It is measured as it is by itself, and without that too, as it is here.
         """
         config, rows = stage_config(self.values, "teacher", backbone="NextItNet"), self.sizes.recbole_rows
         ours = self._stepper(config, self.data)
@@ -510,8 +510,8 @@ def _table(title: str, header: str, rows: Sequence[Sequence[Any]], note: str) ->
 
 def _teacher_table(result: Result) -> str:
     rows = []
-    for name, label in (("ours", "ours"), ("recbole", "RecBole's NextItNet"),
-                        ("recbole_without_anomaly_detection", "the same, anomaly detection off")):  # fmt: skip
+    for name, label in (("ours", "ours"), ("recbole", "RecBole's NextItNet, by itself"),
+                        ("recbole_without_anomaly_detection", "the same, no anomaly detection")):  # fmt: skip
         one = result[name]
         sizes = [one["parameters"]["layers"], one["parameters"]["total"], one["batch_targets"]]
         rows.append([label, *sizes, one["targets_per_s"], "" if name == "ours" else one["ours_against_it"]])

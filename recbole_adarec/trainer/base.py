@@ -82,7 +82,8 @@ class StageTrainer(Trainer):
                 group["fused"] = True
         if not sparse:
             return optimizer
-        return JointOptimizer(optimizer, torch.optim.SparseAdam(sparse, lr=self.learning_rate))
+        group = {"params": sparse, "lr_scale": self.item_loss.row_rate(self.model.n_items)}
+        return JointOptimizer(optimizer, torch.optim.SparseAdam([group], lr=self.learning_rate))
 
     def batch_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch and its parts for the record."""
@@ -197,7 +198,7 @@ class StageTrainer(Trainer):
         factor = low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
         factor *= min((progress + 0.002) / 0.05, 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
+            group["lr"] = self.learning_rate * factor * group.get("lr_scale", 1.0)
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         score, result = super()._valid_epoch(valid_data, show_progress=False)

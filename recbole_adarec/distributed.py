@@ -58,9 +58,22 @@ def is_first() -> bool:
 
 
 def start(device: torch.device) -> None:
-    """Join the process group, if the environment names one and it is not joined yet."""
+    """Join the process group, if the environment names one and it is not joined yet.
+
+    Raises
+    ------
+    AdaRecError
+        If the environment names only a part of it.
+    """
     if world_size() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise AdaRecError(
+                f"environment: WORLD_SIZE is {world_size()}, but there is no group of that many processes to join "
+                f"({reason}); start them with torchrun or --nproc"
+            ) from error
 
 
 def stop() -> None:

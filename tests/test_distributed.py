@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_adarec import run_adarec
+from recbole_adarec import AdaRecError, run_adarec
 from recbole_adarec.files import load_checkpoint
 
 SCRIPT = Path(__file__).parent.parent / "run_adarec.py"
@@ -74,3 +74,13 @@ def test_torchrun_starts_it_and_another_number_of_processes_does_not_continue_it
 def test_bad_input_is_one_line_from_all_processes(tmp_path: Path) -> None:
     result = command(sys.executable, nproc=2, dataset="no-such", data_path=tmp_path)
     assert result.returncode == 2 and result.stderr.count("adarec:") == 1 and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "2"), ("WORLD_SIZE", "two")])
+def test_half_an_environment_is_refused_by_name(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(AdaRecError, match=name):
+        run_adarec(config_dict=SETTINGS | {"data_path": str(tiny)}, run_dir="never")
+    assert not Path("never").exists()

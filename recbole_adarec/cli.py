@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"{where}{error.strerror or error}")
         return 2
     except KeyboardInterrupt:
+        print(file=sys.stderr)  # after the ^C of the terminal
         _complain(f"interrupted; {kept}")
         return 130
 
@@ -89,7 +90,7 @@ def _complain(line: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         time.sleep(5)
         line = f"process {os.environ['RANK']}: {line}"
-    print(f"\nadarec: {line}" if sys.stderr.isatty() else f"adarec: {line}", file=sys.stderr)
+    print(f"adarec: {line}", file=sys.stderr)
 
 
 def _launch(arguments: list[str], files: list[str], values: dict[str, Any]) -> int:

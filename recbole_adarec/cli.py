@@ -68,10 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb == "benchmark":
             kept = "finished parts are in the output file"
             return _benchmark(arguments)
-        files, values = parse_arguments(arguments)
-        if values.get("nproc", 1) != 1 and "WORLD_SIZE" not in os.environ:
-            return _launch(arguments, files, values)
-        return _run(files, values)
+        return _run(arguments)
     except AdaRecError as error:
         _complain(str(error))
         return 2
@@ -93,20 +90,6 @@ def _complain(line: str) -> None:
     print(f"adarec: {line}", file=sys.stderr)
 
 
-def _launch(arguments: list[str], files: list[str], values: dict[str, Any]) -> int:
-    """RecBole's ``--nproc``, with its ``ip``, ``port``, ``world_size`` and ``group_offset`` for several machines."""
-    from recbole_adarec.config import resolve
-    from recbole_adarec.distributed import launch
-
-    resolve(None, files, values)  # refuses here what every process would refuse
-    nproc, world = values["nproc"], values.get("world_size", -1)
-    several = world > nproc
-    return launch(
-        main, arguments, nproc, ip=values.get("ip", "localhost"), port=int(values.get("port", 5678 if several else 0)),
-        world=world if several else nproc, offset=values.get("group_offset", 0),
-    )  # fmt: skip
-
-
 def _split_verb(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """What to do, None for a run, and the other arguments."""
     others = list(arguments)
@@ -119,15 +102,25 @@ def _split_verb(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return verb, others
 
 
-def _run(files: list[str], values: dict[str, Any]) -> int:
+def _run(arguments: list[str]) -> int:
     from recbole_adarec.allocator import keep_freed_memory
     from recbole_adarec.config import resolve
-    from recbole_adarec.distributed import is_first, stop
+    from recbole_adarec.distributed import is_first, launch, stop
     from recbole_adarec.evaluation.report import comparison_table
     from recbole_adarec.pipeline import Run
 
+    values = resolve(None, *parse_arguments(arguments))
+    # RecBole's keys of several processes; where torchrun has started them the environment says so.
+    nproc, world = values.get("nproc", 1), values.get("world_size", -1)
+    if max(nproc, world) > 1 and "WORLD_SIZE" not in os.environ:
+        one_machine = world <= nproc
+        return launch(
+            main, arguments, nproc, ip=values.get("ip", "localhost"),
+            port=int(values.get("port", 0 if one_machine else 5678)),
+            world=nproc if one_machine else world, offset=values.get("group_offset", 0),
+        )  # fmt: skip
     keep_freed_memory()
-    run = Run(resolve(None, files, values))
+    run = Run(values)
     if is_first():
         print(f"run folder: {run.folder.path}")
     report = run.execute()

@@ -99,12 +99,8 @@ class SequenceDataset(SequentialDataset):
 
     def _grouped_index(self, group_by_list: np.ndarray) -> list[np.ndarray]:
         """RecBole's groups of equal values, in order of their first appearance, without its loop over interactions."""
-        _, first, group, size = np.unique(group_by_list, return_index=True, return_inverse=True, return_counts=True)
-        order = np.argsort(first)
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        members = np.argsort(rank[group], kind="stable")
-        return np.split(members, np.cumsum(size[order])[:-1])
+        group, _ = pd.factorize(group_by_list)
+        return np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
 
     def _split_index_by_leave_one_out(self, grouped_index: list[np.ndarray], leave_one_num: int) -> list[np.ndarray]:
         """RecBole's split of each group into its first rows and `leave_one_num` single ones, in array operations."""

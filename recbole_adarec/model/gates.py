@@ -65,28 +65,33 @@ def gate_gradients(cells: Sequence[Any], operations: Sequence[str], trace: Trace
     of_nodes = torch.autograd.grad(loss, list(trace.nodes.values()), allow_unused=True)
     gradients = dict(zip(trace.nodes, of_nodes, strict=True))
     result = loss.new_zeros(len(cells), len(cells[0].edges), len(operations))
-    late: dict[tuple[int, int], Tensor] = {}  # edges with the same source share its copies
-    unweighted: dict[tuple[int, int, str], Tensor] = {}  # and the operations without weights
+    # Every edge holds the same operations, so what they are is looked up once.
+    modules = cells[0].edges[0]
+    convolutions = [o for o, name in enumerate(operations) if _is_product(modules[name])]
+    others = [o for o, name in enumerate(operations) if o not in convolutions and not isinstance(modules[name], Zero)]
+    unweighted = {o for o in others if not any(True for _ in modules[operations[o]].parameters())}
+    of_taps = [(place, delay) for place, o in enumerate(convolutions) for delay in _delays(modules[operations[o]])]
+    delays = sorted({delay for _, delay in of_taps})
+    taps = [delays.index(delay) for _, delay in of_taps]
+    owner = result.new_tensor([[float(place == mine) for place, _ in of_taps] for mine in range(len(convolutions))])
     for s, cell in enumerate(cells):
+        late: dict[int, Tensor] = {}  # edges with the same source share its copies,
+        outputs: dict[tuple[int, int], Tensor] = {}  # and what operations without weights make of it
         for number, (i, j) in enumerate(edges(cell.nodes)):
             gradient, modules = gradients[s, j], cell.edges[number]
             if gradient is None:
                 continue
             flat, source = gradient.flatten(0, 1).float(), trace.sources[s, i].float()
-            convolutions = {o: modules[name] for o, name in enumerate(operations) if _is_product(modules[name])}
-            delays = sorted({delay for conv in convolutions.values() for delay in _delays(conv)})
             if convolutions:
-                if (s, i) not in late:
-                    late[s, i] = _shifted(source, delays)
-                correlation = (flat.T @ late[s, i]).view(len(flat.T), len(delays), -1)
-                result[s, number, list(convolutions)] = _with_weights(correlation, delays, list(convolutions.values()))
-            for o, name in enumerate(operations):
-                if o in convolutions or isinstance(modules[name], Zero):
-                    continue
-                key = (s, i, name)
-                output = unweighted[key] if key in unweighted else modules[name](source).flatten()
-                if not any(True for _ in modules[name].parameters()):
-                    unweighted[key] = output
+                if i not in late:
+                    late[i] = _shifted(source, delays)
+                correlation = (flat.T @ late[i]).view(flat.shape[1], len(delays), -1)[:, taps].flatten(1)
+                weights = torch.cat([modules[operations[o]].linear.weight for o in convolutions], 1)
+                result[s, number, convolutions] = owner @ (correlation * weights).sum(0).view(len(taps), -1).sum(1)
+            for o in others:
+                output = outputs[i, o] if (i, o) in outputs else modules[operations[o]](source).flatten()
+                if o in unweighted:
+                    outputs[i, o] = output
                 result[s, number, o] = torch.dot(flat.flatten(), output)
     return result
 
@@ -105,11 +110,3 @@ def _shifted(source: Tensor, delays: list[int]) -> Tensor:
     length, longest = source.shape[1], max(delays)
     padded = with_past(source, longest)
     return torch.cat([padded[:, longest - d : longest - d + length] for d in delays], -1).flatten(0, 1)
-
-
-def _with_weights(correlation: Tensor, delays: list[int], convolutions: list[Any]) -> Tensor:
-    """Inner products of each convolution's weights with a correlation ``[C, D, C]``."""
-    taps = [delays.index(delay) for convolution in convolutions for delay in _delays(convolution)]
-    weights = torch.cat([convolution.linear.weight for convolution in convolutions], 1)
-    of_taps = (correlation[:, taps].flatten(1) * weights).sum(0).view(len(taps), -1).sum(1)
-    return torch.stack([part.sum() for part in of_taps.split([convolution.kernel for convolution in convolutions])])

@@ -31,7 +31,7 @@ def test_the_way_follows_the_catalog_unless_it_is_asked_for(items, asked, expect
         loss = ItemLoss(make_config("teacher", item_loss=asked), items, CPU)
     assert loss.mode == expected and f"{expected} for {items - 1} items" in caplog.text
     if expected == "chunked":
-        assert loss.rows * items * 4 <= max(2 * 2**20, 32 * items * 4), "a chunk fits the cache, or is 32 positions"
+        assert loss.rows * items * 4 <= max(2**20, 64 * items * 4), "a chunk fits the cache, or is 64 positions"
 
 
 def test_an_unknown_way_is_refused_by_name():

@@ -21,8 +21,8 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import ItemTable
 
 ITEM_LOSSES = ("auto", "full", "chunked", "sampled")
-_CACHE_BYTES = 2 * 2**20  # scores of a chunk on a CPU: four such matrices are in use at a time
-_FEWEST_ROWS = 32  # with fewer, matrix products lose more than the cache gains
+_CACHE_BYTES = 2**20  # scores of a chunk on a CPU: four such matrices are in use at a time
+_FEWEST_ROWS = 64  # with fewer, matrix products lose more than the cache gains
 _MATRICES = 6  # how many matrices [positions, items] a chunk needs at its peak, with those of the allocator
 _HIDDEN = -1e9  # logit of a negative that happens to be the target
 
@@ -282,10 +282,9 @@ class _ItemLosses(torch.autograd.Function):
             """Losses of some positions; what it allocates is free, and in the cache, for the next one."""
             label = labels[part]
             x = _scores(states[part], table, label, candidates, t, positives, part)
-            target = label if candidates is None else torch.zeros_like(label)  # the column of the target
-            index = torch.arange(len(label), device=label.device)
+            column = (label if candidates is None else torch.zeros_like(label))[:, None]  # of the target
             gradient, log_sum = _softmax(x)  # at temperature t; it becomes the gradient in place
-            at_target = x[index, target]
+            at_target = x.gather(1, column).squeeze(1)
             p, of_kl = None, 0.0
             kl: Tensor | float = 0.0
             if teacher_softmax is not None:
@@ -309,11 +308,11 @@ class _ItemLosses(torch.autograd.Function):
             else:
                 x = _scores(states[part], table, label, candidates, 1.0, positives, part)
                 q, log_sum = _softmax(x)
-                log_q = x[index, target] - log_sum
+                log_q = x.gather(1, column).squeeze(1) - log_sum
                 gradient.mul_(of_kl).add_(q, alpha=ce_weight)
             if p is not None:
                 gradient.sub_(p, alpha=of_kl)
-            gradient[index, target] -= ce_weight
+            gradient.scatter_add_(1, column, gradient.new_full((1, 1), -ce_weight).expand_as(column))
             if positives is not None:
                 of_target, gradient = gradient[:, :1], gradient[:, 1:]
                 if of_states is not None:

@@ -62,11 +62,11 @@ def gate_gradients(cells: Sequence[Any], operations: Sequence[str], trace: Trace
     Tensor
         ``[S, E, O]``.
     """
-    of_nodes = torch.autograd.grad(loss, list(trace.nodes.values()), allow_unused=True)
-    gradients = dict(zip(trace.nodes, of_nodes, strict=True))
+    of_nodes = torch.autograd.grad(loss, list(trace.nodes.values()), materialize_grads=True)
+    gradients = {place: gradient.float() for place, gradient in zip(trace.nodes, of_nodes, strict=True)}
     result = loss.new_zeros(len(cells), len(cells[0].edges), len(operations))
     # Every edge holds the same operations, so what they are is looked up once.
-    modules = cells[0].edges[0]
+    modules, order = cells[0].edges[0], edges(cells[0].nodes)
     convolutions = [o for o, name in enumerate(operations) if _is_product(modules[name])]
     others = [o for o, name in enumerate(operations) if o not in convolutions and not isinstance(modules[name], Zero)]
     unweighted = {o for o in others if not any(True for _ in modules[operations[o]].parameters())}
@@ -75,24 +75,24 @@ def gate_gradients(cells: Sequence[Any], operations: Sequence[str], trace: Trace
     taps = [delays.index(delay) for _, delay in of_taps]
     owner = result.new_tensor([[float(place == mine) for place, _ in of_taps] for mine in range(len(convolutions))])
     for s, cell in enumerate(cells):
-        late: dict[int, Tensor] = {}  # edges with the same source share its copies,
-        outputs: dict[tuple[int, int], Tensor] = {}  # and what operations without weights make of it
-        for number, (i, j) in enumerate(edges(cell.nodes)):
-            gradient, modules = gradients[s, j], cell.edges[number]
-            if gradient is None:
-                continue
-            flat, source = gradient.flatten(0, 1).float(), trace.sources[s, i].float()
+        of_cell = torch.cat([gradients[s, j] for j in range(1, cell.nodes + 1)], -1).flatten(0, 1)
+        for i in range(cell.nodes):  # edges with the same source share one matrix product,
+            source = trace.sources[s, i].float()
+            size = source.shape[-1]
+            outputs = {o: modules[operations[o]](source).flatten() for o in unweighted}  # and the pools
             if convolutions:
-                if i not in late:
-                    late[i] = _shifted(source, delays)
-                correlation = (flat.T @ late[i]).view(flat.shape[1], len(delays), -1)[:, taps].flatten(1)
-                weights = torch.cat([modules[operations[o]].linear.weight for o in convolutions], 1)
-                result[s, number, convolutions] = owner @ (correlation * weights).sum(0).view(len(taps), -1).sum(1)
-            for o in others:
-                output = outputs[i, o] if (i, o) in outputs else modules[operations[o]](source).flatten()
-                if o in unweighted:
-                    outputs[i, o] = output
-                result[s, number, o] = torch.dot(flat.flatten(), output)
+                late = _shifted(source, delays)
+                correlations = (of_cell[:, i * size :].T @ late).view(-1, size, len(delays), size)
+            for number in (number for number, edge in enumerate(order) if edge[0] == i):
+                j, mine = order[number][1], cell.edges[number]
+                if convolutions:
+                    weights = torch.cat([mine[operations[o]].linear.weight for o in convolutions], 1)
+                    products = correlations[j - i - 1][:, taps].flatten(1) * weights
+                    result[s, number, convolutions] = owner @ products.sum(0).view(len(taps), -1).sum(1)
+                flat = gradients[s, j].flatten()
+                for o in others:
+                    output = outputs[o] if o in outputs else mine[operations[o]](source).flatten()
+                    result[s, number, o] = torch.dot(flat, output)
     return result
 
 

@@ -25,8 +25,13 @@ its prefix: --teacher_epochs=20 --search_learning_rate=0.002 --student_gamma=0.3
 
 Measures, instead of training: the teacher's training against RecBole's, the search step, inference, and growth on
 synthetic data (parts teacher, search, inference, growth). Takes the keys of a run too. --quick: less of everything.
+
+       python run_adarec.py experiment NAME [--seeds="[2020, 2021, 2022]"] [--workers=2] [--output=experiments]
+
+Several runs, compared on the same users; NAME is search-vs-random (--random=20 architectures), ablation, teachers, or
+transfer (--scenes="[ml-100k, ml-1m]"). Takes the keys of a run too; the same command continues it.
 """
-VERBS = ("benchmark",)
+VERBS = ("benchmark", "experiment")
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -68,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb == "benchmark":
             kept = "finished parts are in the output file"
             return _benchmark(arguments)
+        if verb == "experiment":
+            kept = "finished runs are kept, the same command continues"
+            return _experiment(arguments)
         return _run(arguments)
     except AdaRecError as error:
         _complain(str(error))
@@ -145,6 +153,26 @@ def _benchmark(arguments: Sequence[str]) -> int:
     keep_freed_memory()
     run_benchmark(files, values, parts if isinstance(parts, list) else [parts], sizes, output)
     print(f"\nbenchmark: {output}")
+    return 0
+
+
+def _experiment(arguments: Sequence[str]) -> int:
+    from recbole_adarec.allocator import keep_freed_memory
+    from recbole_adarec.experiments import EXPERIMENTS, run_experiment, table
+
+    names = [argument for argument in arguments if not argument.startswith("--")]
+    if len(names) != 1:
+        raise AdaRecError(f"experiment: name one of {', '.join(EXPERIMENTS)}")
+    files, values = parse_arguments([argument for argument in arguments if argument.startswith("--")])
+    own = {"scenes": list, "seeds": list, "random": int, "workers": int, "output": str}
+    given = {key: values.pop(key) for key in own if key in values}
+    for key, value in given.items():
+        if not isinstance(value, own[key]):
+            raise AdaRecError(f"experiment: {key} is {value!r}, expected {own[key].__name__}")
+    if "random" in given:
+        given["number"] = given.pop("random")
+    keep_freed_memory()
+    print(table(run_experiment(names[0], files, values, **given)))
     return 0
 
 

@@ -39,6 +39,7 @@ _OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
     "architecture": (str, dict),
     "threads": (int,),
     "cost_budget": (int, float),
+    "item_table_rate": (int, float),
     "teacher_path": (str,),
     "supernet_path": (str,),
     "clip_grad_norm": (dict,),
@@ -62,7 +63,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "gamma": (0, 1), "beta": (0, None), "cost_budget": (0, None), "layer_weight_floor": (0, 1),
     "layer_weight_momentum": (0, 0.9999), "kd_temperature": (1e-3, None), "teacher_cache_mb": (0, None),
     "sampled_above": (0, None), "sampled_items": (1, None), "eval_scores_mb": (1, None),
-    "nproc": (1, None), "group_offset": (0, None),
+    "item_table_rate": (0, None), "nproc": (1, None), "group_offset": (0, None),
     "threads": (1, None), "latency_repeats": (1, None), "MAX_ITEM_LIST_LENGTH": (1, None),
 }  # fmt: skip
 

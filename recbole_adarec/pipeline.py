@@ -19,7 +19,7 @@ from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation import report as pages
 from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed
-from recbole_adarec.files import load_checkpoint, plain, write_text
+from recbole_adarec.files import load_checkpoint, plain, write_bytes, write_text
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.model.student import as_architecture
 from recbole_adarec.run_folder import RunFolder, default_folder
@@ -87,7 +87,7 @@ class Run:
             # The file may change while the run lasts; the run keeps what the file said.
             self.values = values | {"architecture": self.architecture.to_dict()}
         # Everything that can be refused is refused before anything is written.
-        configs = [self._config(stage) for stage in STAGES]
+        configs = [self.config(stage) for stage in STAGES]
         for name in self.values["baselines"]:
             self._baseline_config(name)
         distributed.start(configs[0]["device"])
@@ -99,8 +99,14 @@ class Run:
         folder = distributed.from_first(values["run_dir"] or default_folder(values["dataset"]))
         self.folder = RunFolder(folder, resolved(self.values))
 
-    def execute(self) -> dict[str, Any]:
-        """Run the stages that are not finished, then write the report."""
+    def adopt(self, stage: str, path: str | Path) -> None:
+        """Take a stage's file from another run of the same values, instead of making it."""
+        if not (self.folder / f"{stage}.pth").exists():
+            load_state(path, expected=STAGES[stage])
+            write_bytes(self.folder / f"{stage}.pth", Path(path).read_bytes())
+
+    def train(self) -> dict[str, dict[str, Any]]:
+        """Run the stages that are not finished; what their files hold."""
         with self.folder.recording():
             data = self.data.dataset
             getLogger().info(
@@ -115,7 +121,12 @@ class Run:
             if distributed.is_first():
                 self.architecture.save(self.folder / "architecture.yaml")
             contents["student"] = self._stage("student", self._train)
-            report = None
+            return contents
+
+    def execute(self) -> dict[str, Any]:
+        """Run the stages that are not finished, then write the report."""
+        contents, report = self.train(), None
+        with self.folder.recording():
             if distributed.is_first():  # RecBole's own models are trained, and speeds measured, in one process
                 baselines = {name: self._baseline(name) for name in self.values["baselines"]}
                 report = self._report(contents, baselines)
@@ -123,14 +134,14 @@ class Run:
 
     # ------------------------------------------------------------------ stages
 
-    def _config(self, stage: str, **extra: Any) -> AdaRecConfig:
+    def config(self, stage: str, **extra: Any) -> AdaRecConfig:
         return stage_config(self.values, stage, **extra)
 
     def _stage(self, name: str, work: Callable[[AdaRecConfig, Loaders], tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
         """The content of a stage's file, made now unless it is there."""
         path = self.folder / f"{name}.pth"
         if not distributed.from_first(path.is_file()):
-            config = self._config(name, checkpoint_dir=str(self.folder.path), **self._inputs(name))
+            config = self.config(name, checkpoint_dir=str(self.folder.path), **self._inputs(name))
             getLogger().info(f"{name} begins")
             start = time.perf_counter()
             # Every stage starts from the seed, so that a continued run gives the numbers of an unbroken one.
@@ -231,7 +242,7 @@ class Run:
     def _report(
         self, contents: dict[str, dict[str, Any]], baselines: dict[str, tuple[Any, dict[str, Any]]]
     ) -> dict[str, Any]:
-        device = self._config("student")["device"]
+        device = self.config("student")["device"]
         models = {name: build_model(contents[name], device) for name in ("teacher", "student")}
         models |= {name: model for name, (model, _) in baselines.items()}
         results = {name: contents[name] for name in ("teacher", "student")}
@@ -248,7 +259,7 @@ class Run:
         report = {
             "format": REPORT_FORMAT,
             "dataset": self.values["dataset"],
-            "seed": self._config("student")["seed"],
+            "seed": self.config("student")["seed"],
             "stages": {
                 name: {"seconds": round(content["seconds"], 2), "epochs": content["epochs"]}
                 for name, content in contents.items()

@@ -58,7 +58,7 @@ class RunFolder:
             raise AdaRecError(f"run_dir: {self.path} is a file, expected a folder")
         config = self.path / "config.yaml"
         if config.is_file():
-            _check_same(load_yaml(config), values, self.path)
+            check_same(load_yaml(config), values, self.path)
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise AdaRecError(
                 f"run_dir: {self.path} holds files but no config.yaml, so it is no run of ours; give an empty folder"
@@ -144,7 +144,8 @@ def _is_free(key: str) -> bool:
     return key in _FREE_KEYS or key.partition("_")[2] in _FREE_KEYS  # with the prefix of a stage
 
 
-def _check_same(stored: dict[str, Any], values: dict[str, Any], path: Path) -> None:
+def check_same(stored: dict[str, Any], values: dict[str, Any], path: Path) -> None:
+    """Refuse to go on with what other values gave."""
     current = plain(values)
     for key in sorted(set(stored) | set(current)):
         if not _is_free(key) and stored.get(key) != current.get(key):

@@ -48,7 +48,8 @@ def test_evaluation_takes_fewer_rows_where_their_scores_are_too_large(tiny):
 
 
 def trainer_of(stage, tiny, **values):
-    config = make_config(stage, "tiny", data_path=str(tiny), hidden_size=16, item_loss="sampled", **values)
+    values = {"hidden_size": 16, "item_loss": "sampled", **values}
+    config = make_config(stage, "tiny", data_path=str(tiny), **values)
     data = load_data(config)
     model = get_model(config["model"])(config, data.train._dataset)
     return get_trainer(config["MODEL_TYPE"], config["model"])(config, model), data
@@ -67,6 +68,19 @@ def test_a_sampled_step_touches_only_the_rows_of_its_batch(tiny):
     seen = set(batch.interaction["item_id_list"].flatten().tolist())
     seen |= set(batch.interaction["target_item_id_list"].flatten().tolist())
     assert len(changed) > 0 and len(set(changed.tolist()) - seen) <= 2 and 0 not in changed
+
+
+@pytest.mark.parametrize("stage", ["teacher", "search", "student"])
+@pytest.mark.parametrize("item_loss", ["full", "sampled"])
+@pytest.mark.parametrize(("asked", "batch", "rate"), [(2.5, 4, 2.5), (None, 4, "root"), (None, 500, 1), (None, 1, 4)])
+def test_the_item_table_learns_at_its_own_rate(tiny, stage, item_loss, asked, batch, rate):
+    trainer, _ = trainer_of(stage, tiny, item_loss=item_loss, item_table_rate=asked, train_batch_size=batch)
+    trainer._set_learning_rate(0.3)
+    table = trainer.model.item_table.embedding.weight
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    of_table, others = rates.pop(id(table)), set(rates.values())
+    expected = (trainer.model.n_items / batch) ** 0.5 if rate == "root" else rate
+    assert len(others) == 1 and of_table == pytest.approx(expected * others.pop())
 
 
 def test_a_whole_sampled_run_learns_and_reports(tiny, tmp_path):

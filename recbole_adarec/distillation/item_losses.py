@@ -10,7 +10,6 @@ three ways, chosen by ``item_loss``:
 
 from __future__ import annotations
 
-import math
 from logging import getLogger
 from typing import Any, NamedTuple
 
@@ -144,15 +143,6 @@ class ItemLoss:
             self.mode = "full"
         way = f"{self._number} shared negatives" if self.mode == "sampled" else f"{self.rows} positions at a time"
         getLogger().info(f"item_loss {asked}: {self.mode} for {n_items - 1} items, {way}")
-
-    def row_rate(self, n_items: int) -> float:
-        """Factor of the learning rate of rows that a batch touches by chance.
-
-        Adam divides by the root of a mean square over all steps, those without a gradient included, so a row with one
-        in n steps moves by the root of n more; SparseAdam counts only the steps that touch the row. Measured on Beauty
-        (12,101 items, 4,096 negatives, validation NDCG@10 of the teacher): 1 gives .0465, 1.7 gives .0492, 3 .0504.
-        """
-        return min(math.sqrt(max(n_items / self._number, 1.0)), 4.0)
 
     def prepare(self, counts: Tensor) -> None:
         """Take up the occurrences of each item in the training data, ``[I]``."""

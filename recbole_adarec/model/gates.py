@@ -64,36 +64,43 @@ def gate_gradients(cells: Sequence[Any], operations: Sequence[str], trace: Trace
     """
     of_nodes = torch.autograd.grad(loss, list(trace.nodes.values()), materialize_grads=True)
     gradients = {place: gradient.float() for place, gradient in zip(trace.nodes, of_nodes, strict=True)}
-    result = loss.new_zeros(len(cells), len(cells[0].edges), len(operations))
     # Every edge holds the same operations, so what they are is looked up once.
     modules, order = cells[0].edges[0], edges(cells[0].nodes)
-    convolutions = [o for o, name in enumerate(operations) if _is_product(modules[name])]
-    others = [o for o, name in enumerate(operations) if o not in convolutions and not isinstance(modules[name], Zero)]
-    unweighted = {o for o in others if not any(True for _ in modules[operations[o]].parameters())}
-    of_taps = [(place, delay) for place, o in enumerate(convolutions) for delay in _delays(modules[operations[o]])]
-    delays = sorted({delay for _, delay in of_taps})
-    taps = [delays.index(delay) for _, delay in of_taps]
-    owner = result.new_tensor([[float(place == mine) for place, _ in of_taps] for mine in range(len(convolutions))])
+    zero = [name for name in operations if isinstance(modules[name], Zero)]
+    convolutions = {name: _delays(modules[name]) for name in operations if _is_product(modules[name])}
+    delays = sorted({delay for of_one in convolutions.values() for delay in of_one})
+    taps = {
+        name: torch.tensor([delays.index(delay) for delay in of_one], device=loss.device)
+        for name, of_one in convolutions.items()
+    }
+    others = [name for name in operations if name not in convolutions and name not in zero]
+    unweighted = [name for name in others if not any(True for _ in modules[name].parameters())]
+    nothing = loss.new_zeros((), dtype=torch.float32)
+    result: dict[tuple[int, int], list[Tensor]] = {}
     for s, cell in enumerate(cells):
         of_cell = torch.cat([gradients[s, j] for j in range(1, cell.nodes + 1)], -1).flatten(0, 1)
         for i in range(cell.nodes):  # edges with the same source share one matrix product,
             source = trace.sources[s, i].float()
             size = source.shape[-1]
-            outputs = {o: modules[operations[o]](source).flatten() for o in unweighted}  # and the pools
+            outputs = {name: modules[name](source).flatten() for name in unweighted}  # and the pools
             if convolutions:
                 late = _shifted(source, delays)
                 correlations = (of_cell[:, i * size :].T @ late).view(-1, size, len(delays), size)
             for number in (number for number, edge in enumerate(order) if edge[0] == i):
                 j, mine = order[number][1], cell.edges[number]
-                if convolutions:
-                    weights = torch.cat([mine[operations[o]].linear.weight for o in convolutions], 1)
-                    products = correlations[j - i - 1][:, taps].flatten(1) * weights
-                    result[s, number, convolutions] = owner @ products.sum(0).view(len(taps), -1).sum(1)
-                flat = gradients[s, j].flatten()
-                for o in others:
-                    output = outputs[o] if o in outputs else mine[operations[o]](source).flatten()
-                    result[s, number, o] = torch.dot(flat, output)
-    return result
+                gradient = gradients[s, j].flatten()
+                result[s, number] = of_gates = []
+                for name in operations:
+                    if name in zero:
+                        of_gates.append(nothing)
+                    elif name in taps:
+                        correlation = correlations[j - i - 1].index_select(1, taps[name]).flatten()
+                        of_gates.append(torch.dot(correlation, mine[name].linear.weight.flatten()))
+                    else:
+                        output = outputs[name] if name in outputs else mine[name](source).flatten()
+                        of_gates.append(torch.dot(gradient, output))
+    values = [value for place in sorted(result) for value in result[place]]
+    return torch.stack(values).view(len(cells), len(order), len(operations))
 
 
 def _is_product(operation: nn.Module) -> bool:

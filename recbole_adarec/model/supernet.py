@@ -13,7 +13,7 @@ from recbole_adarec.model.architecture import Architecture, edges
 from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.cell import Cell
 from recbole_adarec.model.gates import Trace, gate_gradients
-from recbole_adarec.model.operations import OPERATIONS, check_operations
+from recbole_adarec.model.operations import check_operations, operation_cost
 from recbole_adarec.model.student import CellStack
 
 COSTS = ("params", "macs")
@@ -196,10 +196,7 @@ class AdaRecSupernet(CellStack):
 
 def relative_costs(operations: tuple[str, ...], size: int, cost: str, edge_count: int) -> Tensor:
     """Cost of each operation on one of `edge_count` edges, as a share of the most expensive architecture, ``[O]``."""
-    if cost == "params":
-        absolute = [OPERATIONS[name].parameters(size) for name in operations]
-    else:
-        absolute = [OPERATIONS[name].macs(size) for name in operations]
+    absolute = [operation_cost(name, size, cost) for name in operations]
     return torch.tensor(absolute, dtype=torch.float32) / (max(absolute) * edge_count or 1)
 
 

@@ -69,21 +69,34 @@ class StageTrainer(Trainer):
     def _build_optimizer(self, **kwargs: Any) -> Any:
         """RecBole's optimizer, all parameters updated in one kernel where torch can (measured: 2 ms against 15).
 
-        An item table with sparse gradients has an optimizer of its own, whose step costs what a batch touches and
-        not what the catalog holds; it has no weight decay.
+        The item table learns at a rate of its own (`item_table_rate`). One with sparse gradients has an optimizer of
+        its own, whose step costs what a batch touches and not what the catalog holds; it has no weight decay.
         """
         parameters = list(kwargs.pop("params", self.model.parameters()))
         table = self.model.item_table.embedding
-        sparse = [p for p in parameters if table.sparse and p is table.weight]
-        dense = [p for p in parameters if not any(p is other for other in sparse)]
-        optimizer = super()._build_optimizer(params=dense, **kwargs)
+        of_table = {"params": [p for p in parameters if p is table.weight], "lr_scale": self.item_table_rate()}
+        groups: list[dict[str, Any]] = [{"params": [p for p in parameters if p is not table.weight]}]
+        if not table.sparse:
+            groups.append(of_table)
+        optimizer = super()._build_optimizer(params=groups, **kwargs)
         if "fused" in optimizer.defaults:
             for group in optimizer.param_groups:
                 group["fused"] = True
-        if not sparse:
+        if not table.sparse:
             return optimizer
-        group = {"params": sparse, "lr_scale": self.item_loss.row_rate(self.model.n_items)}
-        return JointOptimizer(optimizer, torch.optim.SparseAdam([group], lr=self.learning_rate))
+        return JointOptimizer(optimizer, torch.optim.SparseAdam([of_table], lr=self.learning_rate))
+
+    def item_table_rate(self) -> float:
+        """How many times as fast as the other weights the item table learns: the root of items over targets of a batch.
+
+        An item occurs in few batches, and Adam divides its gradient by the root of a mean square over all of them.
+        Measured with the teacher on Beauty (12,101 items, 800 targets), validation NDCG@10: 1 gives .0464, 2 .0500,
+        4 .0505; on ml-100k (1,682 items) 1 gives .0757, 2 .0748, 4 .0747.
+        """
+        if self.config["item_table_rate"] is not None:
+            return float(self.config["item_table_rate"])
+        targets = distributed.world_size() * self.config["train_batch_size"]
+        return min(max(math.sqrt(self.model.n_items / targets), 1.0), 4.0)
 
     def batch_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch and its parts for the record."""
@@ -178,7 +191,7 @@ class StageTrainer(Trainer):
             loss, parts = self.batch_losses(batch)
         self.optimizer.zero_grad()
         self.scaler.scale(loss * batch.share).backward()
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        trained = self.optimized()
         distributed.add_gradients(trained)
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
@@ -187,6 +200,10 @@ class StageTrainer(Trainer):
         self.scaler.update()
         self.after_step()
         return loss.detach(), parts
+
+    def optimized(self) -> list[Tensor]:
+        """The parameters that the optimizer updates."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def autocast(self) -> torch.autocast:
         """Mixed precision, where ``enable_amp`` asks for it."""

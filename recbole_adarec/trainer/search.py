@@ -19,12 +19,16 @@ from recbole_adarec.trainer.distillation import DistillationTrainer
 def bilevel_split(dataset: WindowDataset, config: Any) -> tuple[Tensor, Tensor]:
     """Windows that train w and windows that train α, by ``alpha_users`` and ``seed``; no user has both.
 
+    With ``bilevel: False`` both are trained on all windows (single-level search).
+
     Raises
     ------
     AdaRecError
         If one of the parts is empty.
     """
     users = dataset.windows.user
+    if not config["bilevel"]:
+        return torch.arange(len(users)), torch.arange(len(users))
     parts = split_users(users, config["alpha_users"], config["seed"])
     if min(map(len, parts)) == 0:
         raise AdaRecError(
@@ -78,7 +82,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
         """One update of α; no other parameter receives a gradient."""
         model, alpha = self.model, self.model.alpha
         sample = model.sample(self.temperature, self._gumbel)
-        weights = self.trained_weights()
+        weights = self.optimized()
         for weight in weights:
             weight.requires_grad_(False)  # nothing is computed for gradients that nobody asks for
         try:

@@ -1,0 +1,133 @@
+"""Experiments: what is measured for each user, how it is compared, and that nothing is run twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from recbole.utils import get_model, get_trainer
+
+from recbole_adarec.cli import main
+from recbole_adarec.evaluation.users import paired_difference, user_scores
+from recbole_adarec.experiments import cost_of, random_architectures
+from recbole_adarec.model.architecture import Architecture
+from tests.conftest import make_config
+
+
+def test_scores_of_users_are_recboles_metric_and_the_softmax(ml100k):
+    config = make_config("student", gamma=0.0)
+    model = get_model(config["model"])(config, ml100k.train._dataset).eval()
+    expected = get_trainer(config["MODEL_TYPE"], config["model"])(config, model).evaluate(
+        ml100k.test, load_best_model=False
+    )
+    found = user_scores(model, ml100k.test)
+    assert len(found.user) == ml100k.dataset.user_num - 1 == len(found.user.unique())
+    assert float(found.ndcg.mean()) == pytest.approx(expected["ndcg@10"], abs=1e-4)  # RecBole rounds to four digits
+    interaction, _, _, item = next(iter(ml100k.test))
+    log_p = model.full_sort_predict(interaction)[:, 1:].log_softmax(-1)
+    users = interaction[ml100k.dataset.uid_field]
+    of_row = {int(user): float(log_p[row, item[row] - 1]) for row, user in enumerate(users)}
+    for user, value in zip(found.user.tolist(), found.log_likelihood.tolist(), strict=True):
+        assert user not in of_row or value == pytest.approx(of_row[user], abs=1e-4)
+
+
+def test_a_paired_interval_covers_the_mean_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for trial in range(200):
+        noise = torch.randn(150, generator=generator)
+        ours = noise + 0.3 * torch.randn(150, generator=generator) + 0.1
+        found = paired_difference(ours, noise, resamples=400, seed=trial)
+        assert found.low < found.mean < found.high
+        covered += found.low <= 0.1 <= found.high
+    assert 0.89 < covered / 200 < 0.99
+
+
+def test_seeds_of_a_user_count_as_one_user():
+    """Three equal seeds say no more than one does."""
+    values = torch.randn(80, generator=torch.Generator().manual_seed(0))
+    zero = torch.zeros(3, 80)
+    assert paired_difference(values.expand(3, -1), zero) == pytest.approx(paired_difference(values, zero[0]))
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_random_architectures_are_different_ones_within_the_limit(share):
+    config = make_config("search", share_cells=share)
+    like = Architecture(16, (("conv_3",) * 6,) * 4)
+    limit = cost_of(like, "params") // 2
+    drawn = random_architectures(like, config, limit, 30)
+    assert len(set(drawn)) == 30 and all(cost_of(each, "params") <= limit for each in drawn)
+    assert all(len(set(each.cells)) == 1 for each in drawn) == share
+    assert drawn == random_architectures(like, config, limit, 30)
+
+
+def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again(tiny, tmp_path, capsys):
+    arguments = [
+        "experiment", "search-vs-random", "--dataset=tiny", f"--data_path={tiny}", "--seeds=[1, 2]", "--random=2",
+        f"--output={tmp_path / 'out'}", "--hidden_size=16", "--search_hidden_size=8", "--block_num=2", "--epochs=2",
+        "--distilled_layers=2", "--train_batch_size=200", "--show_progress=False",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "out/tiny/search-vs-random.json").read_text())
+    assert len(found["arms"]) == 3 and "derived" in found["arms"] and found["seeds"] == [1, 2]
+    assert 0 <= found["log_likelihood"]["percentile"] <= 100
+    assert printed.strip() == (tmp_path / "out/tiny/search-vs-random.md").read_text().strip()
+    made = {path: path.stat().st_mtime_ns for path in Path(tmp_path / "out").rglob("*.pth")}
+    assert main(arguments) == 0 and capsys.readouterr().out == printed
+    assert made == {path: path.stat().st_mtime_ns for path in Path(tmp_path / "out").rglob("*.pth")}
+    assert main([*arguments, "--gamma=0.5"]) == 2, "what other values gave is not taken for a result"
+    assert "gamma is None there and 0.5 now" in capsys.readouterr().err
+
+
+SMALL = [
+    "--seeds=[1]", "--hidden_size=16", "--search_hidden_size=8", "--block_num=2", "--epochs=1", "--n_layers=2",
+    "--inner_size=16", "--distilled_layers=2", "--train_batch_size=200", "--show_progress=False",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ablation", "teachers"])
+def test_every_arm_is_compared_with_the_reference(tiny, tmp_path, capsys, name):
+    assert main(["experiment", name, "--dataset=tiny", f"--data_path={tiny}", f"--output={tmp_path}", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "tiny" / f"{name}.json").read_text())
+    for arm, row in found["arms"].items():
+        assert f"| {arm} " in printed
+        assert (arm == found["reference"]) != ("against_reference" in row)
+        if arm != found["reference"]:
+            ours, theirs = (found["arms"][of]["test"]["log_likelihood"]["mean"] for of in (arm, found["reference"]))
+            assert row["against_reference"]["log_likelihood"]["mean"] == pytest.approx(ours - theirs, abs=1e-6)
+
+
+def test_transfer_trains_each_scene_with_the_architecture_of_each(tiny, tmp_path):
+    lines = (tiny / "tiny/tiny.inter").read_text()
+    for name in ("one", "two"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / f"{name}.inter").write_text(lines)
+    arguments = ["--scenes=[one, two]", f"--data_path={tmp_path / 'data'}", f"--output={tmp_path}", *SMALL]
+    assert main(["experiment", "transfer", *arguments]) == 0
+    found = json.loads((tmp_path / "transfer.json").read_text())["scenes"]
+    assert {scene: set(part["arms"]) for scene, part in found.items()} == {
+        "one": {"from one", "from two"}, "two": {"from one", "from two"},
+    }  # fmt: skip
+    here, there = found["one"]["arms"]["from two"], found["two"]["arms"]["from two"]
+    assert here["architectures"] == there["architectures"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["experiment"], "search-vs-random"),
+        (["experiment", "ablations"], "'ablations'"),
+        (["experiment", "transfer"], "--scenes"),
+        (["experiment", "ablation", "--seeds=2020"], "seeds is 2020"),
+        (["experiment", "ablation", "--run_dir=x"], "run_dir"),
+        (["experiment", "ablation", "--workerz=2"], "workerz"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(arguments, word, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert word in error and error.count("\n") == 1

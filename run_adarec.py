@@ -1,8 +1,6 @@
 """``python run_adarec.py --dataset=ml-1m --config_files=adarec.yaml``; see README.md."""
 
-import sys
-
-from recbole_adarec.cli import main
+from recbole_adarec.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

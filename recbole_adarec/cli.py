@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from recbole_adarec.errors import AdaRecError
 
@@ -176,5 +176,12 @@ def _experiment(arguments: Sequence[str]) -> int:
     return 0
 
 
+def entry() -> NoReturn:
+    """What the command runs."""
+    from recbole_adarec.distributed import leave
+
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

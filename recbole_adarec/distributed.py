@@ -7,12 +7,13 @@ identity where there is one process.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from recbole_adarec.errors import AdaRecError
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(days=7)  # the others wait while the first process trains a baseline
+_joined = False
 
 
 def world_size() -> int:
@@ -65,7 +67,9 @@ def start(device: torch.device) -> None:
     AdaRecError
         If the environment names only a part of it.
     """
+    global _joined
     if world_size() > 1 and not dist.is_initialized():
+        _joined = True
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
         except (ValueError, RuntimeError) as error:
@@ -80,6 +84,20 @@ def stop() -> None:
     """Leave the process group."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code.
+
+    One that was in a process group ends at once: a thread of gloo that gives up its last tensor while Python takes
+    itself apart aborts the process ("terminate called without an active exception"), now and then.
+    """
+    if _joined:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def barrier() -> None:
@@ -136,7 +154,7 @@ def _add_sparse(gradient: Tensor) -> Tensor:
     """Sum of sparse gradients ``[I, C]``: rows and values of all processes side by side."""
     gradient = gradient.coalesce()
     rows, values = gather(gradient.indices()[0]), gather(gradient.values())
-    return torch.sparse_coo_tensor(rows[None], values, gradient.shape).coalesce()
+    return torch.sparse_coo_tensor(rows[None], values, gradient.shape, check_invariants=False).coalesce()
 
 
 @torch.no_grad()
@@ -199,4 +217,4 @@ def _worker(
     number: int, function: Callable[..., int], arguments: list[str], environment: dict[str, str], offset: int
 ) -> None:
     os.environ.update(environment, RANK=str(offset + number), LOCAL_RANK=str(number))
-    sys.exit(function(arguments))
+    leave(function(arguments))

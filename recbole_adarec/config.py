@@ -17,8 +17,8 @@ from recbole_adarec import distributed
 from recbole_adarec.distillation.item_losses import ITEM_LOSSES
 from recbole_adarec.distillation.transport import DISTANCES, MAPPINGS
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.cost import COSTS
 from recbole_adarec.model.operations import check_operations
-from recbole_adarec.model.supernet import COSTS
 from recbole_adarec.model.teacher import BACKBONES
 from recbole_adarec.settings import Loader, find_file, load_yaml, model_defaults, run_defaults
 
@@ -60,7 +60,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "dropout_prob": (0, 0.99), "epochs": (0, None), "train_batch_size": (1, None), "eval_batch_size": (1, None),
     "learning_rate": (0, None), "learning_rate_decay": (0, 1), "alpha_learning_rate": (0, None),
     "alpha_users": (0, 1), "alpha_warmup": (0, None), "gumbel_decay": (0, 1), "gumbel_temperature": (1e-3, None),
-    "gamma": (0, 1), "beta": (0, None), "cost_budget": (0, None), "layer_weight_floor": (0, 1),
+    "gamma": (0, 1), "beta": (0, None), "cost_budget": (0, None),
+    "candidates": (1, None), "candidate_epochs": (1, None), "layer_weight_floor": (0, 1),
     "layer_weight_momentum": (0, 0.9999), "kd_temperature": (1e-3, None), "teacher_cache_mb": (0, None),
     "sampled_above": (0, None), "sampled_items": (1, None), "eval_scores_mb": (1, None),
     "item_table_rate": (0, None), "nproc": (1, None), "group_offset": (0, None),

@@ -24,7 +24,7 @@ from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.evaluation.users import UserScores, paired_difference, user_scores
 from recbole_adarec.files import load_checkpoint, plain, save_checkpoint, write_text
 from recbole_adarec.model.architecture import Architecture
-from recbole_adarec.model.operations import operation_cost
+from recbole_adarec.model.cost import architecture_cost
 from recbole_adarec.model.teacher import BACKBONES
 from recbole_adarec.pipeline import Run
 from recbole_adarec.run_folder import check_same
@@ -188,7 +188,7 @@ def search_vs_random(study: Study, number: int) -> dict[str, Any]:
     """
     searched = study.run([Arm("search", {})])["search"]
     config = stage_config(study.values, "search")
-    limit = min(cost_of(architecture, config["cost"]) for architecture in searched.architectures)
+    limit = min(architecture_cost(architecture, config["cost"]) for architecture in searched.architectures)
     drawn = random_architectures(searched.architectures[0], config, limit, number)
     teacher = (("teacher", "search"),)
     arms = [Arm("derived", {}, (*teacher, ("architecture", "search")))]
@@ -222,20 +222,14 @@ def _digest(architecture: Architecture) -> str:
     return f"{zlib.crc32(repr(architecture).encode()):08x}"
 
 
-def cost_of(architecture: Architecture, cost: str) -> int:
-    """Summed cost of an architecture's operations, in parameters or multiply-accumulates of a position."""
-    size = architecture.hidden_size
-    return sum(operation_cost(name, size, cost) for cell in architecture.cells for name in cell)
-
-
-def random_architectures(like: Architecture, config: Any, limit: int, number: int) -> list[Architecture]:
+def random_architectures(like: Architecture, config: Any, limit: float, number: int) -> list[Architecture]:
     """Different architectures of the search space, uniformly among those that cost no more than `limit`."""
     rng, found = random.Random(config["seed"]), []
     for _ in range(1_000_000):
         groups = 1 if config["share_cells"] else len(like.cells)
         cells = [tuple(rng.choices(config["operations"], k=len(like.cells[0]))) for _ in range(groups)]
         drawn = Architecture(like.hidden_size, tuple(cells) * (len(like.cells) // groups))
-        if cost_of(drawn, config["cost"]) <= limit and drawn not in found:
+        if architecture_cost(drawn, config["cost"]) <= limit and drawn not in found:
             found.append(drawn)
             if len(found) == number:
                 return found

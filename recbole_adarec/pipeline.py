@@ -19,12 +19,15 @@ from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation import report as pages
 from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed
+from recbole_adarec.evaluation.users import user_scores
 from recbole_adarec.files import load_checkpoint, plain, write_bytes, write_text
 from recbole_adarec.model.architecture import Architecture
+from recbole_adarec.model.cost import architecture_cost, layers_cost
 from recbole_adarec.model.student import as_architecture
 from recbole_adarec.run_folder import RunFolder, default_folder
 from recbole_adarec.trainer.search import bilevel_split
 
+CANDIDATES_FORMAT = "recbole-adarec-candidates/1"
 REPORT_FORMAT = "recbole-adarec-report/1"
 
 
@@ -92,9 +95,9 @@ class Run:
             self._baseline_config(name)
         distributed.start(configs[0]["device"])
         self.data = load_data(configs[0])
-        for config in configs:
-            get_model(config["model"])(config, self.data.train._dataset)
+        models = [get_model(config["model"])(config, self.data.train._dataset) for config in configs]
         if self.architecture is None:
+            models[1].limit_cost(configs[1]["cost_budget"], models[0])
             bilevel_split(self.data.train._dataset, configs[1])
         folder = distributed.from_first(values["run_dir"] or default_folder(values["dataset"]))
         self.folder = RunFolder(folder, resolved(self.values))
@@ -117,7 +120,7 @@ class Run:
             contents = {"teacher": self._stage("teacher", self._train)}
             if self.architecture is None:
                 contents["search"] = self._stage("search", self._search)
-                self.architecture = Architecture.from_dict(contents["search"]["architecture"])
+                self.architecture = self._chosen(contents["search"])
             if distributed.is_first():
                 self.architecture.save(self.folder / "architecture.yaml")
             contents["student"] = self._stage("student", self._train)
@@ -190,14 +193,57 @@ class Run:
             "epochs": len(trainer.history),
             "history": trainer.history,
             "distillation": trainer.distillation_state(),
-            "architecture": supernet.derive().to_dict(),
+            "candidates": [
+                candidate.to_dict() for candidate in supernet.candidates(config["candidates"], trainer.gumbel)
+            ],
             "search": {
                 **supernet.movement(),
                 "temperature": trainer.history[-1]["temperature"] if trainer.history else None,
-                "cost": supernet.derived_cost(),
-                "cost_budget": supernet.cost_budget,
+                "cost_kind": config["cost"],
+                "cost_budget": config["cost_budget"],
             },
         }
+
+    # ------------------------------------------------------------------ the last choice
+
+    def _chosen(self, search: dict[str, Any]) -> Architecture:
+        """The candidate of the search that validation likes best after a short training; all of them are recorded.
+
+        The measure is the log-likelihood of the held-out items, which tells architectures apart where NDCG, at 0 for
+        most users, does not.
+        """
+        candidates = [Architecture.from_dict(candidate) for candidate in search["candidates"]]
+        path = self.folder / "candidates.json"
+        if len(candidates) > 1 and not distributed.from_first(path.is_file()):
+            start = time.perf_counter()
+            getLogger().info(f"choice among {len(candidates)} candidates begins")
+            found = [
+                {**candidate.to_dict(), "operations": candidate.count(), "valid_log_likelihood": self._try(candidate)}
+                for candidate in candidates
+            ]
+            seconds = round(time.perf_counter() - start, 2)
+            if distributed.is_first():
+                content = {"format": CANDIDATES_FORMAT, "seconds": seconds, "candidates": found}
+                write_text(path, json.dumps(plain(content), indent=1) + "\n")
+            distributed.barrier()
+        likelihoods = [row["valid_log_likelihood"] for row in self._candidates()["candidates"]]
+        return candidates[likelihoods.index(max(likelihoods))] if likelihoods else candidates[0]
+
+    def _candidates(self) -> dict[str, Any]:
+        """What the choice among the candidates found; nothing, if there was only one."""
+        path = self.folder / "candidates.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"seconds": 0.0, "candidates": []}
+
+    def _try(self, candidate: Architecture) -> float:
+        """Validation log-likelihood of a candidate after ``candidate_epochs`` of student training."""
+        self.architecture = candidate
+        epochs = self.config("search")["candidate_epochs"]
+        config = self.config("student", checkpoint_dir=str(self.folder.path), **self._inputs("student"), epochs=epochs)
+        init_seed(config["seed"], config["reproducibility"])
+        trainer = self._trainer(config, data := self.data.for_stage(config))
+        trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
+        scores = user_scores(trainer.model.eval(), self.data.valid)  # all rows, in every process
+        return distributed.from_first(float(scores.log_likelihood.mean()))
 
     def _fit_and_evaluate(self, trainer: Any, data: Loaders, show_progress: bool) -> dict[str, Any]:
         """Fit, take the best epoch by the validation metric, and evaluate it; all of it RecBole's own."""
@@ -256,6 +302,11 @@ class Run:
         student = contents["student"]
         search = contents.get("search")
         assert self.architecture is not None
+        searched = None
+        if search is not None:
+            kind = search["search"]["cost_kind"]
+            share = architecture_cost(self.architecture, kind) / layers_cost(models["teacher"], kind)
+            searched = {**search["search"], "cost": share, "candidates": self._candidates()["candidates"]}
         report = {
             "format": REPORT_FORMAT,
             "dataset": self.values["dataset"],
@@ -263,7 +314,12 @@ class Run:
             "stages": {
                 name: {"seconds": round(content["seconds"], 2), "epochs": content["epochs"]}
                 for name, content in contents.items()
-            },
+            }
+            | (
+                {"choice": {"seconds": choice["seconds"], "epochs": None}}
+                if (choice := self._candidates())["candidates"]
+                else {}
+            ),
             "models": [
                 {
                     "name": name,
@@ -279,7 +335,7 @@ class Run:
             "architecture": {
                 **self.architecture.to_dict(),
                 "operations": self.architecture.count(),
-                "search": None if search is None else search["search"],
+                "search": searched,
             },
             "distillation": student["history"][-1].get("flow")
             and {

@@ -11,7 +11,9 @@ from recbole.utils import get_model, get_trainer, init_seed
 from recbole_adarec import run_adarec
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.model.architecture import Architecture
+from recbole_adarec.model.cost import architecture_cost, layers_cost
 from recbole_adarec.model.operations import OPERATIONS
 from recbole_adarec.model.supernet import Sample, within_budget
 from tests.conftest import make_config, write_dataset
@@ -80,7 +82,9 @@ def test_drawn_none_is_a_missing_edge_in_both_steps(ml100k):
 
 
 def test_alpha_and_weights_never_learn_from_the_same_user(tiny):
-    config = make_config("search", "tiny", data_path=str(tiny), search_epochs=3, train_batch_size=60, alpha_warmup=1)
+    config = make_config(
+        "search", "tiny", data_path=str(tiny), search_epochs=3, train_batch_size=60, alpha_warmup=1, cost_budget=None
+    )
     data = load_data(config)
     trainer, model = build(config, data)
     seen = {"w": set(), "alpha": set()}
@@ -106,7 +110,7 @@ def test_alpha_and_weights_never_learn_from_the_same_user(tiny):
 
 
 def test_weight_steps_leave_alpha_alone(tiny):
-    config = make_config("search", "tiny", data_path=str(tiny), search_epochs=2, alpha_warmup=2)
+    config = make_config("search", "tiny", data_path=str(tiny), search_epochs=2, alpha_warmup=2, cost_budget=None)
     data = load_data(config)
     trainer, model = build(config, data)
     trainer.fit(data.train, saved=False, verbose=False)
@@ -142,29 +146,54 @@ def test_budget_holds_and_is_used_best():
     assert within_budget(log_p, costs, 1.0) == [0, 0]
     assert within_budget(log_p, costs, 0.7) == [1, 0]  # giving way on the first edge loses less
     assert within_budget(log_p, costs, 0.0) == [2, 2]
-    with pytest.raises(AdaRecError, match="no architecture costs at most"):
+    with pytest.raises(AdaRecError, match="no choice of operations costs at most"):
         within_budget(log_p[:, :2], costs[:2], 0.1)
 
 
-def test_derived_student_is_within_its_budget(ml100k):
-    config = make_config("search", cost_budget=0.1)
-    model = get_model("AdaRecSupernet")(config, ml100k.train._dataset)
-    with torch.no_grad():
-        model.alpha[..., model.operations.index("dilated_conv_5")] = 5.0
-    assert model.derived_cost() <= 0.1 + 1e-6
-    architecture = model.derive()
-    parameters = sum(OPERATIONS[name].parameters(model.hidden_size) for cell in architecture.cells for name in cell)
-    assert parameters <= 0.1 * 24 * 5 * model.hidden_size**2
+def limited(ml100k, **values):
+    supernet, teacher = (
+        get_model(config["model"])(config, ml100k.train._dataset)
+        for config in (make_config(stage, **values) for stage in ("search", "teacher"))
+    )
+    supernet.limit_cost(values["cost_budget"], teacher)
+    return supernet, teacher
+
+
+@pytest.mark.parametrize("cost", ["params", "macs", "latency"])
+def test_every_candidate_is_within_a_share_of_the_teachers_layers(ml100k, cost):
+    supernet, teacher = limited(ml100k, cost_budget=0.3, cost=cost)
+    with torch.no_grad():  # the search likes what is dear
+        supernet.alpha[..., supernet.operations.index("dilated_conv_5")] = 5.0
+    found = supernet.candidates(6, torch.Generator().manual_seed(0))
+    assert len(found) == len(set(found)) == 6 and found[0] == supernet.derive()
+    limit = 0.3 * layers_cost(teacher, cost)
+    assert cost != "params" or limit == 0.3 * count_parameters(teacher)["layers"]
+    for architecture in found:
+        student = get_model("AdaRecStudent")(make_config("student", architecture=architecture.to_dict()), ml100k.train._dataset)
+        assert architecture_cost(architecture, cost) <= limit * (1 + 1e-6)
+        if cost == "params":
+            assert count_parameters(student)["layers"] <= limit
+
+
+def test_a_budget_that_nothing_meets_is_refused(ml100k):
+    with pytest.raises(AdaRecError, match="cost_budget: no student costs at most 0.0001 of the teacher's layers"):
+        limited(ml100k, cost_budget=0.0001)
+
+
+def test_a_budget_without_a_teacher_is_refused(tiny):
+    config = make_config("search", "tiny", data_path=str(tiny))
+    with pytest.raises(AdaRecError, match="cost_budget: .* no teacher_path"):
+        build(config, load_data(config))
 
 
 def test_cost_is_a_share_of_the_most_expensive_architecture(ml100k):
     for cost in ("params", "macs"):
-        model = get_model("AdaRecSupernet")(make_config("search", cost=cost, cost_budget=None), ml100k.train._dataset)
+        model = get_model("AdaRecSupernet")(make_config("search", cost=cost), ml100k.train._dataset)
         gates = torch.zeros_like(model.alpha)
         gates[..., model.operations.index("conv_5")] = 1
         assert float(model.cost(gates)) == pytest.approx(1)
         gates.zero_()[..., model.operations.index("none")] = 1
-        assert float(model.cost(gates)) == 0
+        assert float(model.cost(gates)) == pytest.approx(model.cell_costs)
 
 
 def test_too_few_users_to_split_is_refused(tmp_path):

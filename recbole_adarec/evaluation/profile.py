@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+
+from recbole_adarec.model.cost import counted_macs
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -30,14 +31,7 @@ def count_macs(model: Any, interaction: Any) -> int:
 
     The figure grows with the histories: give one of full length to compare models.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused transformer layer hides its products
-    try:
-        with FlopCounterMode(display=False) as counter:
-            model.full_sort_predict(interaction)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-    return int(counter.get_total_flops()) // 2
+    return counted_macs(lambda: model.full_sort_predict(interaction))
 
 
 @torch.no_grad()

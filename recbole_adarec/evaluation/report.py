@@ -91,6 +91,7 @@ def markdown(report: Mapping[str, Any], history: Mapping[str, Any]) -> str:
         cells,
         "## Search",
         _search_summary(report),
+        _candidates_table(report, "github"),
         "## Teacher layer weights",
         _weights_table(history) or "No layer weights were recorded.",
         "## Units",
@@ -129,7 +130,7 @@ def html(report: Mapping[str, Any], history: Mapping[str, Any], operations: Sequ
         ),
         *_section("Stages", _scrolling(_stages_table(report, "html"))),
         *_section("Architecture", _paragraph(_architecture_summary(report)) + _cells_html(report)),
-        *_section("Search", _paragraph(_search_summary(report))),
+        *_section("Search", _paragraph(_search_summary(report)) + _scrolling(_candidates_table(report, "html"))),
         *_alpha_section(history, operations),
         *_transport_section(report, history),
         *_section(
@@ -344,9 +345,18 @@ def _search_summary(report: Mapping[str, Any]) -> str:
         f"The most probable operation of an edge has probability "
         f"{_text(_number(search, 'alpha_max_probability'), '{:.2f}')} on average; "
         f"the temperature ended at {_text(_number(search, 'temperature'), '{:.2f}')}. "
-        f"The architecture costs {_text(_number(search, 'cost'), '{:.2f}')} of the most expensive one "
-        f"(budget: {_text(budget, '{:.2f}')})."
+        f"The architecture costs {_text(_number(search, 'cost'), '{:.3f}')} of the teacher's layers in "
+        f"{search.get('cost_kind') or 'an unknown unit'} (budget: {_text(budget, '{:.3f}')})."
     )
+
+
+def _candidates_table(report: Mapping[str, Any], fmt: str) -> str:
+    """What validation chose from; empty where there was no choice."""
+    rows = []
+    for row in ((report.get("architecture") or {}).get("search") or {}).get("candidates") or []:
+        operations = ", ".join(f"{_number(row['operations'], name)} {name}" for name in row.get("operations") or {})
+        rows.append([operations, _text(_number(row, "valid_log_likelihood"), "{:.4f}")])
+    return _table(["candidate: operations", "validation log-likelihood"], rows, fmt, left=1) if rows else ""
 
 
 # ---------------------------------------------------------------------- history

@@ -40,6 +40,9 @@ class Cell(nn.Module):
         )
         self.node_weights = nn.Parameter(torch.zeros(nodes))  # a
         self.norm = nn.LayerNorm(size)
+        # Nearly the identity at first, as the teacher's blocks are: at 1 four cells drown the item embeddings, which
+        # start from the teacher's. Measured on ml-100k, validation log-likelihood: -5.774 with 0.1, -5.815 with 1.
+        nn.init.constant_(self.norm.weight, 0.1)
 
     def forward(self, x: Tensor, edge: Edge, node_seen: NodeSeen | None = None) -> Tensor:
         """Run the graph.

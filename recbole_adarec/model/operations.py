@@ -89,12 +89,6 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-def operation_cost(name: str, size: int, cost: str) -> int:
-    """What an operation costs for C channels: its parameters (``params``) or a position's ``macs``."""
-    operation = OPERATIONS[name]
-    return operation.parameters(size) if cost == "params" else operation.macs(size)
-
-
 def check_operations(names: list[str] | tuple[str, ...], where: str = "operations") -> None:
     """Refuse operations that do not exist or that see later positions.
 

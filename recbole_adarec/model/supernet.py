@@ -12,11 +12,10 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.architecture import Architecture, edges
 from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.cell import Cell
+from recbole_adarec.model.cost import cell_cost, layers_cost, operation_cost
 from recbole_adarec.model.gates import Trace, gate_gradients
-from recbole_adarec.model.operations import check_operations, operation_cost
+from recbole_adarec.model.operations import check_operations
 from recbole_adarec.model.student import CellStack
-
-COSTS = ("params", "macs")
 
 
 class Sample(NamedTuple):
@@ -57,19 +56,23 @@ class AdaRecSupernet(CellStack):
     def __init__(self, config: Any, dataset: Any) -> None:
         operations = tuple(config["operations"])
         check_operations(operations)
-        if config["cost"] not in COSTS:
-            raise AdaRecError(f"cost: unknown cost {config['cost']!r}; known are {', '.join(COSTS)}")
         size, nodes, cells = config["hidden_size"], config["nodes"], config["cells"]
         edge_count = len(edges(nodes))
         super().__init__(config, dataset, size, [Cell(size, [operations] * edge_count, nodes) for _ in range(cells)])
         self.operations = operations
         self.nodes = nodes
         self._sources = [i for i, _ in edges(nodes)]
-        self.cost_budget: float | None = config["cost_budget"]
+        self.cost_kind: str = config["cost"]
         groups = 1 if config["share_cells"] else cells
         self.alpha = nn.Parameter(config["alpha_init_std"] * torch.randn(groups, edge_count, len(operations)))
         self.register_buffer("alpha_initial", self.alpha.detach().clone())
-        self.register_buffer("operation_costs", relative_costs(operations, size, config["cost"], edge_count * cells))
+        of_operations = [operation_cost(name, size, self.cost_kind) for name in operations]
+        of_cells = cells * cell_cost(size, nodes, self.cost_kind)
+        # L_cost is 1 for the most expensive architecture, whatever the unit.
+        self.most_expensive = edge_count * cells * max(of_operations) + of_cells or 1.0
+        self.register_buffer("operation_costs", torch.tensor(of_operations, dtype=torch.float32) / self.most_expensive)
+        self.cell_costs = of_cells / self.most_expensive
+        self.cost_limit: float | None = None
 
     # ------------------------------------------------------------------ parameters
 
@@ -139,41 +142,79 @@ class AdaRecSupernet(CellStack):
 
     # ------------------------------------------------------------------ cost and derivation
 
-    def cost(self, gates: Tensor) -> Tensor:
-        """Cost of an architecture drawn as `gates`, as a share of the most expensive one."""
-        repeats = len(self.cells) // len(gates)
-        return repeats * (gates * self.operation_costs).sum()
+    def limit_cost(self, budget: float | None, teacher: Any) -> None:
+        """Let no architecture cost more than a share of the teacher's layers.
 
-    def cost_loss(self, gates: Tensor) -> Tensor:
-        """L_cost: the cost, or with ``cost_budget`` only what lies above it."""
-        cost = self.cost(gates)
-        return cost if self.cost_budget is None else F.relu(cost - self.cost_budget)
-
-    @torch.no_grad()
-    def derived_choice(self) -> list[list[int]]:
-        """The most probable operations, for each edge by itself, or together under ``cost_budget``.
+        Parameters
+        ----------
+        budget : float or None
+            ``cost_budget``: the share; None: no limit.
+        teacher : AdaRecTeacher
+            Trained or not.
 
         Raises
         ------
         AdaRecError
-            If no architecture is within the budget.
+            If every architecture costs more.
+        """
+        if budget is None:
+            self.cost_limit = None
+            return
+        of_teacher = layers_cost(teacher, self.cost_kind)
+        self.cost_limit = budget * of_teacher / self.most_expensive
+        cheapest = self.cell_costs + float(self.operation_costs.min()) * len(edges(self.nodes)) * len(self.cells)
+        if cheapest > self.cost_limit:
+            raise AdaRecError(
+                f"cost_budget: no student costs at most {budget} of the teacher's layers ({self.cost_kind}); the "
+                f"cheapest with hidden_size {self.hidden_size} and {len(self.cells)} cells of {self.nodes} nodes costs "
+                f"{cheapest * self.most_expensive / of_teacher:.4f}"
+            )
+
+    def cost(self, gates: Tensor) -> Tensor:
+        """Cost of an architecture drawn as `gates`, as a share of the most expensive one."""
+        repeats = len(self.cells) // len(gates)
+        return repeats * (gates * self.operation_costs).sum() + self.cell_costs
+
+    def cost_loss(self, gates: Tensor) -> Tensor:
+        """L_cost: the cost, or under a budget only what lies above it."""
+        cost = self.cost(gates)
+        return cost if self.cost_limit is None else F.relu(cost - self.cost_limit)
+
+    @torch.no_grad()
+    def derived_choice(self, noise: Tensor | None = None) -> list[list[int]]:
+        """The most probable operations, for each edge by itself, or together under the limit of cost.
+
+        With Gumbel `noise` of α's shape it is a draw from α instead (perturb and maximise).
         """
         log_p = self.alpha.log_softmax(-1)
-        if self.cost_budget is None:
+        if noise is not None:
+            log_p = log_p + noise.to(log_p.device)
+        if self.cost_limit is None:
             return self._per_cell(log_p.argmax(-1))
         repeats = len(self.cells) // len(log_p)
-        best = within_budget(log_p.flatten(0, 1), repeats * self.operation_costs, self.cost_budget)
+        limit = self.cost_limit - self.cell_costs
+        best = within_budget(log_p.flatten(0, 1), repeats * self.operation_costs, limit)
         return self._per_cell(torch.tensor(best).view(log_p.shape[:2]))
 
     def derive(self) -> Architecture:
-        """The architecture that the search has found."""
-        cells = tuple(tuple(self.operations[o] for o in cell) for cell in self.derived_choice())
-        return Architecture(self.hidden_size, cells)
+        """The most probable architecture."""
+        return self._architecture(self.derived_choice())
 
-    @torch.no_grad()
-    def derived_cost(self) -> float:
-        """Cost of the derived architecture, as a share of the most expensive one."""
-        return float(self.operation_costs[torch.tensor(self.derived_choice())].sum())
+    def candidates(self, number: int, generator: torch.Generator) -> list[Architecture]:
+        """The most probable architecture and others drawn from α, all different and within the limit of cost.
+
+        There are fewer than `number` where α is so sure that 20 draws for each give no more.
+        """
+        found = [self.derive()]
+        for _ in range(20 * number):
+            noise = -torch.empty(self.alpha.shape).exponential_(generator=generator).log()
+            drawn = self._architecture(self.derived_choice(noise))
+            if len(found) < number and drawn not in found:
+                found.append(drawn)
+        return found
+
+    def _architecture(self, choice: list[list[int]]) -> Architecture:
+        return Architecture(self.hidden_size, tuple(tuple(self.operations[o] for o in cell) for cell in choice))
 
     @torch.no_grad()
     def movement(self) -> dict[str, float]:
@@ -194,16 +235,11 @@ class AdaRecSupernet(CellStack):
         }
 
 
-def relative_costs(operations: tuple[str, ...], size: int, cost: str, edge_count: int) -> Tensor:
-    """Cost of each operation on one of `edge_count` edges, as a share of the most expensive architecture, ``[O]``."""
-    absolute = [operation_cost(name, size, cost) for name in operations]
-    return torch.tensor(absolute, dtype=torch.float32) / (max(absolute) * edge_count or 1)
-
-
-def within_budget(log_p: Tensor, costs: Tensor, budget: float, resolution: int = 2000) -> list[int]:
+def within_budget(log_p: Tensor, costs: Tensor, budget: float, resolution: int = 4000) -> list[int]:
     """The most probable choice of one operation per edge whose summed cost is at most `budget`.
 
-    A knapsack solved by dynamic programming over costs rounded up to 1 / `resolution`, so the budget always holds.
+    A knapsack solved by dynamic programming; of the partial choices whose costs agree to ``budget / resolution`` the
+    most probable is kept. The sums themselves are exact, so the budget always holds.
 
     Parameters
     ----------
@@ -219,21 +255,19 @@ def within_budget(log_p: Tensor, costs: Tensor, budget: float, resolution: int =
     AdaRecError
         If even the cheapest choice is above the budget.
     """
-    steps = torch.ceil(costs.double() * resolution - 1e-3).long().tolist()
-    limit = int(budget * resolution + 1e-3)
-    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    limit = budget * (1 + 1e-6)
+    unit = max(limit, 1e-12) / resolution
+    prices = costs.tolist()
+    best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, ())}
     for edge in log_p.tolist():
-        reached: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for used, (score, chosen) in best.items():
-            for operation, step in enumerate(steps):
-                total, value = used + step, score + edge[operation]
-                if total <= limit and (total not in reached or value > reached[total][0]):
-                    reached[total] = (value, (*chosen, operation))
+        reached: dict[int, tuple[float, float, tuple[int, ...]]] = {}
+        for score, used, chosen in best.values():
+            for operation, price in enumerate(prices):
+                value, total = score + edge[operation], used + price
+                place = round(total / unit)
+                if total <= limit and (place not in reached or value > reached[place][0]):
+                    reached[place] = (value, total, (*chosen, operation))
         best = reached
         if not best:
-            cheapest = float(costs.min()) * len(log_p)
-            raise AdaRecError(
-                f"cost_budget: no architecture costs at most {budget}; the cheapest of these operations costs "
-                f"{cheapest:.4f} of the most expensive architecture"
-            )
-    return list(max(best.values())[1])
+            raise AdaRecError(f"cost_budget: no choice of operations costs at most {budget:.4g}")
+    return list(max(best.values())[2])

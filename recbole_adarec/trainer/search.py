@@ -49,9 +49,16 @@ class AdaRecSupernetTrainer(DistillationTrainer):
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
+        if config["cost_budget"] is not None:
+            if not config["teacher_path"]:
+                raise AdaRecError(
+                    "cost_budget: it is a share of the teacher's layers, and no teacher_path is given; give one, or "
+                    "--cost_budget=~"
+                )
+            model.limit_cost(config["cost_budget"], self.teacher or self._load_teacher(config["teacher_path"]))
         self.alpha_optimizer = torch.optim.Adam([model.alpha], lr=config["alpha_learning_rate"], betas=(0.5, 0.999))
         self.temperature: float = config["gumbel_temperature"]
-        self._gumbel = torch.Generator().manual_seed(config["seed"])  # all processes draw the same paths
+        self.gumbel = torch.Generator().manual_seed(config["seed"])  # all processes draw the same paths
         self._alpha_batches: Iterator[Batch] = iter(())
         self._alpha_losses: list[Tensor] = []
 
@@ -68,7 +75,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
             yield from self.batches(train_data, windows)
 
     def batch_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        sample = self.model.sample(self.temperature, self._gumbel)
+        sample = self.model.sample(self.temperature, self.gumbel)
         encoding = self.model.encode_path(batch.interaction[self.model.ITEM_SEQ], sample.choice)
         losses = self.losses(encoding, batch)
         self.move_layer_weights(losses)
@@ -81,7 +88,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
     def _alpha_step(self, batch: Batch) -> Tensor:
         """One update of α; no other parameter receives a gradient."""
         model, alpha = self.model, self.model.alpha
-        sample = model.sample(self.temperature, self._gumbel)
+        sample = model.sample(self.temperature, self.gumbel)
         weights = self.optimized()
         for weight in weights:
             weight.requires_grad_(False)  # nothing is computed for gradients that nobody asks for
@@ -108,14 +115,14 @@ class AdaRecSupernetTrainer(DistillationTrainer):
             **state,
             "temperature": self.temperature,
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
-            "gumbel": self._gumbel.get_state(),
+            "gumbel": self.gumbel.get_state(),
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         super().load_training_state(state)
         self.temperature = state["temperature"]
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-        self._gumbel.set_state(state["gumbel"].cpu())
+        self.gumbel.set_state(state["gumbel"].cpu())
 
     def epoch_record(self) -> dict[str, Any]:
         alpha_loss = distributed.total(torch.stack(self._alpha_losses).mean()) if self._alpha_losses else None

@@ -39,6 +39,7 @@ _OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
     "architecture": (str, dict),
     "threads": (int,),
     "cost_budget": (int, float),
+    "candidate_sizes": (list,),
     "item_table_rate": (int, float),
     "teacher_path": (str,),
     "supernet_path": (str,),
@@ -123,6 +124,9 @@ def resolve(
         size = given.pop("embedding_size")
         if given.setdefault("hidden_size", size) != size:
             raise AdaRecError("embedding_size and hidden_size are two words for the same thing here; give one of them")
+    sized = {"hidden_size", "search_hidden_size"} & set(given)
+    if sized and not {"candidate_sizes", "search_candidate_sizes"} & set(given):
+        given["candidate_sizes"] = None  # who names the size wants that size
     values = {**run_defaults(), **given}
     if "load_col" not in given and not (_RECBOLE / "properties/dataset" / f"{values['dataset']}.yaml").is_file():
         fields = load_yaml(_RECBOLE / "properties/dataset/sample.yaml") | values
@@ -287,3 +291,5 @@ def _check_value(key: str, name: str, value: Any, default: Any, where: str) -> N
         if not value:
             raise AdaRecError(f"{key} in {where} is empty, expected at least one operation")
         check_operations(value, f"{key} in {where}")
+    if name == "candidate_sizes" and not (value and all(isinstance(size, int) and size > 0 for size in value)):
+        raise AdaRecError(f"{key} in {where} is {value!r}, expected whole numbers of at least 1")

@@ -21,6 +21,7 @@ from recbole_adarec.config import STAGES, resolve, stage_config
 from recbole_adarec.distillation.transport import MAPPINGS
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_parameters
+from recbole_adarec.evaluation.report import experiment_page
 from recbole_adarec.evaluation.users import UserScores, paired_difference, user_scores
 from recbole_adarec.files import load_checkpoint, plain, save_checkpoint, write_text
 from recbole_adarec.model.architecture import Architecture
@@ -33,7 +34,8 @@ FORMAT = "recbole-adarec-experiment/1"
 _USERS = "recbole-adarec-users/1"
 METRICS = {"ndcg": "NDCG@10", "log_likelihood": "log-likelihood"}
 EXPERIMENTS = ("search-vs-random", "ablation", "transfer", "teachers")
-BUDGETS = (0.06, 0.12, 0.25, 0.5)
+BUDGETS = (0.25, 0.5, 2.0, 4.0)  # times cost_budget
+BETAS = (0.1, 10.0)
 
 
 class Arm(NamedTuple):
@@ -223,12 +225,13 @@ def _digest(architecture: Architecture) -> str:
 
 
 def random_architectures(like: Architecture, config: Any, limit: float, number: int) -> list[Architecture]:
-    """Different architectures of the search space, uniformly among those that cost no more than `limit`."""
+    """Different architectures of the search space, its sizes included, uniformly among those of at most `limit`."""
     rng, found = random.Random(config["seed"]), []
+    sizes = config["candidate_sizes"] or [like.hidden_size]
     for _ in range(1_000_000):
         groups = 1 if config["share_cells"] else len(like.cells)
         cells = [tuple(rng.choices(config["operations"], k=len(like.cells[0]))) for _ in range(groups)]
-        drawn = Architecture(like.hidden_size, tuple(cells) * (len(like.cells) // groups))
+        drawn = Architecture(rng.choice(sizes), tuple(cells) * (len(like.cells) // groups))
         if architecture_cost(drawn, config["cost"]) <= limit and drawn not in found:
             found.append(drawn)
             if len(found) == number:
@@ -244,6 +247,7 @@ def ablation(study: Study) -> dict[str, Any]:
     # On one level an epoch goes over all users, on two over half of them: w takes as many steps.
     config = stage_config(study.values, "search")
     epochs = max(1, round(config["epochs"] * (1 - config["alpha_users"])))
+    budget = config["cost_budget"]
     changes: dict[str, dict[str, Any]] = {
         "no distillation": {"gamma": 0.0},
         "no cross entropy": {"loss_ce": False},
@@ -252,11 +256,19 @@ def ablation(study: Study) -> dict[str, Any]:
         "no output loss": {"loss_output": False},
         **{f"mapping {name}": {"layer_mapping": name} for name in MAPPINGS if name not in ("emd", "none")},
         "single level": {"bilevel": False, "search_epochs": epochs},
-        **{f"budget {budget}": {"cost_budget": budget} for budget in BUDGETS},
+        **{f"budget {times * budget:.4g}": {"cost_budget": times * budget} for times in BUDGETS if budget},
+        **{f"no budget, beta {beta}": {"cost_budget": None, "beta": beta} for beta in BETAS},
     }
     whole = study.run([Arm("whole", {})])
     others = study.run([Arm(name, values, (("teacher", "whole"),)) for name, values in changes.items()])
-    return compared(whole | others, "whole")
+    found = compared(whole | others, "whole")
+    mappings = {name: result for name, result in others.items() if name.startswith("mapping ")}
+    best = max(mappings, key=lambda name: float(mappings[name].scores["valid"]["log_likelihood"].mean()))
+    found["best_one_to_one"] = {"name": best} | {
+        metric: paired_difference(of, mappings[best].scores["test"][metric])._asdict()
+        for metric, of in whole["whole"].scores["test"].items()
+    }
+    return found
 
 
 # ---------------------------------------------------------------------- teachers
@@ -396,17 +408,37 @@ def run_experiment(
         path = folder / one.values["dataset"] / name
     write_text(path.with_suffix(".json"), json.dumps(plain(found), indent=1) + "\n")
     write_text(path.with_suffix(".md"), table(found))
+    write_text(path.with_suffix(".html"), experiment_page(heading(found), table(found), planes(found)))
     return found
+
+
+def heading(found: Mapping[str, Any]) -> str:
+    """What was compared, and where."""
+    return str(found["experiment"]) + (f", {found['dataset']}" if "dataset" in found else "")
+
+
+def planes(found: Mapping[str, Any]) -> dict[str, list[tuple[str, float, float]]]:
+    """For each scene and metric the arms' names, mean layer parameters and test results; none without parameters."""
+    drawn = {}
+    for scene, part in found.get("scenes", {"": found}).items():
+        for metric, words in METRICS.items():
+            sized = [(name, sum(arm["layers"]) / len(arm["layers"]), arm) for name, arm in part["arms"].items()]
+            arms = [(name, size, arm["test"][metric]["mean"]) for name, size, arm in sized if size > 0]
+            drawn[f"{words}, {scene}" if scene else words] = arms
+    return drawn
 
 
 def table(found: Mapping[str, Any]) -> str:
     """An experiment as Markdown."""
-    lines = [f"# {found['experiment']}" + (f", {found['dataset']}" if "dataset" in found else ""), ""]
+    lines = [f"# {heading(found)}", ""]
     lines += [f"Seeds {', '.join(map(str, found['seeds']))}; test data; ± standard error over the seeds; "
               "[95 % interval of the paired difference, bootstrap over users].", ""]  # fmt: skip
     for scene, part in found.get("scenes", {"": found}).items():
         lines += [f"## {scene}", ""] if scene else []
         lines += [_rows(part), ""]
+        if best := part.get("best_one_to_one"):
+            differences = ", ".join(f"{words} {_difference(best[metric])}" for metric, words in METRICS.items())
+            lines += [f"EMD against the best one-to-one mapping by validation ({best['name']}): {differences}.", ""]
         for metric, words in METRICS.items():
             if metric in part:
                 of = part[metric]

@@ -189,13 +189,13 @@ class Run:
         # No validation data: what the search finds is its last α, and the best epoch of one path says little of it.
         trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
         supernet = trainer.model
+        sizes = config["candidate_sizes"] or [config["hidden_size"]]
+        candidates = supernet.candidates(sizes, config["candidates"], trainer.gumbel)
         return supernet, {
             "epochs": len(trainer.history),
             "history": trainer.history,
             "distillation": trainer.distillation_state(),
-            "candidates": [
-                candidate.to_dict() for candidate in supernet.candidates(config["candidates"], trainer.gumbel)
-            ],
+            "candidates": [candidate.to_dict() for candidate in candidates],
             "search": {
                 **supernet.movement(),
                 "temperature": trainer.history[-1]["temperature"] if trainer.history else None,
@@ -235,10 +235,10 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"seconds": 0.0, "candidates": []}
 
     def _try(self, candidate: Architecture) -> float:
-        """Validation log-likelihood of a candidate after ``candidate_epochs`` of student training."""
+        """Validation log-likelihood of a candidate after ``candidate_epochs`` as a student, from scratch."""
         self.architecture = candidate
-        epochs = self.config("search")["candidate_epochs"]
-        config = self.config("student", checkpoint_dir=str(self.folder.path), **self._inputs("student"), epochs=epochs)
+        extra = {"epochs": self.config("search")["candidate_epochs"], "init_from_supernet": False}
+        config = self.config("student", checkpoint_dir=str(self.folder.path), **self._inputs("student") | extra)
         init_seed(config["seed"], config["reproducibility"])
         trainer = self._trainer(config, data := self.data.for_stage(config))
         trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])

@@ -11,8 +11,9 @@ from recbole.utils import get_model, get_trainer
 
 from recbole_adarec.cli import main
 from recbole_adarec.evaluation.users import paired_difference, user_scores
-from recbole_adarec.experiments import cost_of, random_architectures
+from recbole_adarec.experiments import random_architectures
 from recbole_adarec.model.architecture import Architecture
+from recbole_adarec.model.cost import architecture_cost
 from tests.conftest import make_config
 
 
@@ -56,9 +57,9 @@ def test_seeds_of_a_user_count_as_one_user():
 def test_random_architectures_are_different_ones_within_the_limit(share):
     config = make_config("search", share_cells=share)
     like = Architecture(16, (("conv_3",) * 6,) * 4)
-    limit = cost_of(like, "params") // 2
+    limit = architecture_cost(like, "params") // 2
     drawn = random_architectures(like, config, limit, 30)
-    assert len(set(drawn)) == 30 and all(cost_of(each, "params") <= limit for each in drawn)
+    assert len(set(drawn)) == 30 and all(architecture_cost(each, "params") <= limit for each in drawn)
     assert all(len(set(each.cells)) == 1 for each in drawn) == share
     assert drawn == random_architectures(like, config, limit, 30)
 
@@ -67,6 +68,7 @@ def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again
     arguments = [
         "experiment", "search-vs-random", "--dataset=tiny", f"--data_path={tiny}", "--seeds=[1, 2]", "--random=2",
         f"--output={tmp_path / 'out'}", "--hidden_size=16", "--search_hidden_size=8", "--block_num=2", "--epochs=2",
+        "--cost_budget=0.5",
         "--distilled_layers=2", "--train_batch_size=200", "--show_progress=False",
     ]  # fmt: skip
     assert main(arguments) == 0
@@ -84,6 +86,7 @@ def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again
 
 SMALL = [
     "--seeds=[1]", "--hidden_size=16", "--search_hidden_size=8", "--block_num=2", "--epochs=1", "--n_layers=2",
+    "--cost_budget=0.5",
     "--inner_size=16", "--distilled_layers=2", "--train_batch_size=200", "--show_progress=False",
 ]  # fmt: skip
 
@@ -93,8 +96,10 @@ def test_every_arm_is_compared_with_the_reference(tiny, tmp_path, capsys, name):
     assert main(["experiment", name, "--dataset=tiny", f"--data_path={tiny}", f"--output={tmp_path}", *SMALL]) == 0
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "tiny" / f"{name}.json").read_text())
+    page = (tmp_path / "tiny" / f"{name}.html").read_text()
+    assert page.count("Plotly.newPlot") == 2 and "http://" not in printed
     for arm, row in found["arms"].items():
-        assert f"| {arm} " in printed
+        assert f"| {arm} " in printed and arm in page
         assert (arm == found["reference"]) != ("against_reference" in row)
         if arm != found["reference"]:
             ours, theirs = (found["arms"][of]["test"]["log_likelihood"]["mean"] for of in (arm, found["reference"]))

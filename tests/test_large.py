@@ -89,7 +89,7 @@ def test_a_whole_sampled_run_learns_and_reports(tiny, tmp_path):
         config_dict={
             "data_path": str(tiny), "item_loss": "sampled", "sampled_items": 10, "teacher_epochs": 20,
             "search_epochs": 3, "student_epochs": 15, "hidden_size": 16, "block_num": 2, "distilled_layers": 2,
-            "train_batch_size": 100, "latency_repeats": 2, "show_progress": False,
+            "train_batch_size": 100, "latency_repeats": 2, "show_progress": False, "cost_budget": None,
         },
         run_dir=tmp_path / "run",
     )  # fmt: skip
@@ -128,6 +128,7 @@ def test_mixed_precision_trains_to_nearly_the_same_losses(tiny, tmp_path):
     values = {
         "data_path": str(tiny), "teacher_epochs": 3, "search_epochs": 2, "student_epochs": 2, "hidden_size": 16,
         "block_num": 1, "distilled_layers": 2, "train_batch_size": 100, "latency_repeats": 2, "show_progress": False,
+        "cost_budget": None,
         "alpha_warmup": 0, "dropout_prob": 0.0,
     }  # fmt: skip
     for amp in (False, True):

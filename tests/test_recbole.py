@@ -14,7 +14,7 @@ import recbole_adarec
 from recbole_adarec.data.dataset import SequenceDataset
 from recbole_adarec.registry import MODELS
 
-SMALL = {"epochs": 2, "hidden_size": 8, "block_num": 1, "distilled_layers": 2, "eval_args": {
+SMALL = {"cost_budget": None, "epochs": 2, "hidden_size": 8, "block_num": 1, "distilled_layers": 2, "eval_args": {
     "split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full",
 }}  # fmt: skip
 

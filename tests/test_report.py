@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recbole_adarec.evaluation.report import comparison_table, html, markdown
+from recbole_adarec.evaluation.report import comparison_table, html, markdown, pareto_figure
 
 OPERATIONS = ["conv_3", "skip", "none"]
 FLOW = [[0.25, 0.25, 0.0], [0.0, 0.1, 0.4]]
@@ -236,3 +236,10 @@ def test_many_groups_are_averaged(report: dict[str, Any], history: dict[str, Any
         record["alpha"] = record["alpha"] * groups
     before, after = (drawings(html(report, records, OPERATIONS)) for records in (few, history))
     assert after - before == panels - 3
+
+
+def test_the_line_of_a_plane_joins_what_nothing_is_smaller_and_better_than():
+    arms = [("small", 10.0, 0.1), ("worse", 100.0, 0.05), ("good", 1000.0, 0.3), ("as good", 2000.0, 0.3)]
+    line = pareto_figure(arms, "NDCG@10").data[-1]
+    assert list(line.x) == [10, 1000] and list(line.y) == [0.1, 0.3]
+    assert list(pareto_figure([("one", 5.0, -6.0)], "log-likelihood").data[-1].x) == [5]

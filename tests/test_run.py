@@ -16,6 +16,7 @@ from recbole_adarec.settings import load_yaml, model_defaults
 
 FAST = {
     "teacher_epochs": 2, "search_epochs": 3, "student_epochs": 2, "teacher_hidden_size": 16, "search_hidden_size": 8,
+    "cost_budget": 0.5, "candidate_sizes": [8, 4], "candidate_epochs": 1,
     "block_num": 2, "distilled_layers": 3, "train_batch_size": 200, "latency_repeats": 3, "show_progress": False,
 }  # fmt: skip
 
@@ -50,13 +51,27 @@ def test_the_report_keeps_its_contract(finished):
         assert 0 < model["latency_ms"]["batch_1_p50"] <= model["latency_ms"]["batch_1_p99"]
         assert {"recall@10", "ndcg@10", "mrr@10"} <= set(model["test"]) and "ndcg@10" in model["valid"]
     teacher, student = report["models"]
-    assert teacher["parameters"]["item_table"] == 21 * 16 and student["parameters"]["item_table"] == 21 * 8
+    architecture = Architecture.load(folder / "architecture.yaml")
+    assert architecture.hidden_size in (8, 4) and teacher["parameters"]["item_table"] == 21 * 16
+    assert student["parameters"]["item_table"] == 21 * architecture.hidden_size
+    search = report["architecture"]["search"]
+    assert search["cost"] == student["parameters"]["layers"] / teacher["parameters"]["layers"] <= search["cost_budget"]
     assert report["stages"]["search"]["epochs"] == 3
     assert 0 < report["architecture"]["search"]["alpha_moved"] <= 1
     assert 0 <= report["architecture"]["search"]["changed_edges"] <= 1
-    architecture = Architecture.load(folder / "architecture.yaml")
     assert report["architecture"]["operations"] == architecture.count()
     assert sum(map(sum, report["distillation"]["flow"])) == pytest.approx(1)
+
+
+def test_validation_chooses_among_candidates_of_all_sizes(finished):
+    folder, report = finished
+    tried = json.loads((folder / "candidates.json").read_text())["candidates"]
+    assert {row["hidden_size"] for row in tried} == {8, 4} and len(tried) > 2
+    best = max(tried, key=lambda row: row["valid_log_likelihood"])
+    found = Architecture.load(folder / "architecture.yaml").to_dict()
+    assert {key: best[key] for key in found} == found
+    assert report["architecture"]["search"]["candidates"] == tried
+    assert f"{best['valid_log_likelihood']:.4f}" in (folder / "report.md").read_text()
 
 
 def test_config_yaml_is_the_whole_configuration_and_gives_the_same_run(finished):

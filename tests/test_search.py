@@ -127,6 +127,7 @@ def test_alpha_finds_the_only_operation_that_reaches_the_signal(tmp_path, share)
         "search", "periodic", data_path=str(folder), cells=1, nodes=1, share_cells=share, gamma=0.0, beta=0.0,
         search_epochs=12, search_learning_rate=0.01, search_dropout_prob=0.0, alpha_learning_rate=0.1,
         train_batch_size=300, cost_budget=None,
+        operations=["conv_3", "conv_5", "dilated_conv_3", "dilated_conv_5", "sep_conv_5", "max_pool_3", "skip", "none"],
     )  # fmt: skip
     init_seed(1, True)
     data = load_data(config)
@@ -164,12 +165,16 @@ def test_every_candidate_is_within_a_share_of_the_teachers_layers(ml100k, cost):
     supernet, teacher = limited(ml100k, cost_budget=0.3, cost=cost)
     with torch.no_grad():  # the search likes what is dear
         supernet.alpha[..., supernet.operations.index("dilated_conv_5")] = 5.0
-    found = supernet.candidates(6, torch.Generator().manual_seed(0))
-    assert len(found) == len(set(found)) == 6 and found[0] == supernet.derive()
-    limit = 0.3 * layers_cost(teacher, cost)
-    assert cost != "params" or limit == 0.3 * count_parameters(teacher)["layers"]
+    found = supernet.candidates([48, 16, 24], 3, torch.Generator().manual_seed(0))
+    assert len(found) == len(set(found)) == 9 and found[0] == supernet.derive()
+    assert [architecture.hidden_size for architecture in found] == [48] * 3 + [16] * 3 + [24] * 3
+    limit = supernet.cost_limit * supernet.most_expensive
+    assert cost == "latency" or limit == pytest.approx(0.3 * layers_cost(teacher, cost))
+    assert cost != "params" or limit == pytest.approx(0.3 * count_parameters(teacher)["layers"])
     for architecture in found:
-        student = get_model("AdaRecStudent")(make_config("student", architecture=architecture.to_dict()), ml100k.train._dataset)
+        student = get_model("AdaRecStudent")(
+            make_config("student", architecture=architecture.to_dict()), ml100k.train._dataset
+        )
         assert architecture_cost(architecture, cost) <= limit * (1 + 1e-6)
         if cost == "params":
             assert count_parameters(student)["layers"] <= limit
@@ -208,4 +213,4 @@ def test_movement_is_a_total_variation(ml100k):
     assert model.movement()["alpha_moved"] == 0
     with torch.no_grad():
         model.alpha[..., 0] = 50.0
-    assert math.isclose(model.movement()["alpha_moved"], 1 - 1 / 8, abs_tol=1e-3)
+    assert math.isclose(model.movement()["alpha_moved"], 1 - 1 / len(model.operations), abs_tol=1e-3)

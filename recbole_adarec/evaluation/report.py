@@ -453,8 +453,63 @@ def accuracy_figure(report: Mapping[str, Any]) -> go.Figure | None:
         accuracy = _number(model, "test", keys[0]) if keys else None
         if size and size > 0 and accuracy is not None:
             points.append((size, accuracy, escape(str(model.get("name") or DASH)), _model_colour(model)))
-    if not points:
-        return None
+    return _plane(points, f"test {_metric_label(keys[0])}") if points else None
+
+
+def pareto_figure(arms: Sequence[tuple[str, float, float]], label: str) -> go.Figure:
+    """Accuracy against layer parameters, and the line of those that none is both smaller and better than.
+
+    Parameters
+    ----------
+    arms : sequence of (str, float, float)
+        Name, layer parameters above 0, and a measure of accuracy that is better when higher.
+    label : str
+        Name of the measure.
+    """
+    best: list[tuple[str, float, float]] = []
+    for arm in sorted(arms, key=lambda arm: (arm[1], -arm[2])):
+        if not best or arm[2] > best[-1][2]:
+            best.append(arm)
+    points = [
+        (size, value, escape(name), BLUE if (name, size, value) in best else "#8b97a3") for name, size, value in arms
+    ]
+    figure = _plane(points, f"test {label}")
+    figure.update_traces(mode="markers", marker_size=10)
+    figure.add_scatter(
+        x=[arm[1] for arm in best], y=[arm[2] for arm in best], mode="lines", hoverinfo="skip",
+        line={"color": BLUE, "width": 2, "shape": "hv"},
+    )  # fmt: skip
+    return figure
+
+
+def experiment_page(heading: str, table: str, planes: Mapping[str, Sequence[tuple[str, float, float]]]) -> str:
+    """An experiment as one page: its figures on the plane of accuracy against size, and its table.
+
+    Parameters
+    ----------
+    heading : str
+        What was compared.
+    table : str
+        As Markdown.
+    planes : mapping of str to sequence
+        For each measure what `pareto_figure` draws.
+    """
+    panels: list[Panel] = [(name, pareto_figure(arms, name)) for name, arms in planes.items() if arms]
+    lead = _paragraph(
+        "A point for each arm, mean over seeds; the line joins those that no arm is smaller and better than."
+    )
+    parts: list[Any] = [
+        PAGE_HEAD.format(title=escape(heading), style=STYLE),
+        f"<header><h1>{escape(heading)}</h1></header>",
+        *_section("Accuracy against size", lead, panels, "No arm has layer parameters."),
+        *_section("Table", f'<div class="scroll"><pre>{escape(table)}</pre></div>'),
+        "</main></body></html>\n",
+    ]
+    return _render(parts)
+
+
+def _plane(points: Sequence[tuple[float, float, str, str]], label: str) -> go.Figure:
+    """Points of layer parameters, accuracy, name and colour, on a logarithmic axis of sizes."""
     sizes, accuracies, names, colours = (list(column) for column in zip(*points, strict=True))
     figure = go.Figure(
         go.Scatter(
@@ -468,8 +523,9 @@ def accuracy_figure(report: Mapping[str, Any]) -> go.Figure | None:
             hovertemplate="%{text}<br>%{x:,.0f} layer parameters<br>%{y:.4f}<extra></extra>",
         )
     )
-    _style(figure, "layer parameters (log axis)", f"test {_metric_label(keys[0])}", height=360)
+    _style(figure, "layer parameters (log axis)", label, height=360)
     logs = np.log10(sizes)
+    # Room around the points, also around a single one; 5 % of an accuracy, which is never far from 0.
     across, up = max(0.15 * float(np.ptp(logs)), 0.3), max(0.2 * float(np.ptp(accuracies)), 0.05 * max(accuracies))
     up = up or 0.01
     low, high = float(logs.min()) - across, float(logs.max()) + across

@@ -152,6 +152,13 @@ def with_past(x: Tensor, positions: int) -> Tensor:
     return torch.cat([x.new_zeros(x.shape[0], positions, x.shape[2]), x], 1)
 
 
+def delayed(x: Tensor, delays: list[int]) -> list[Tensor]:
+    """Views of ``[B, L, C]`` that are late by each of some delays, 0 before the sequence."""
+    length, longest = x.shape[1], max(delays)
+    padded = with_past(x, longest)
+    return [padded[:, longest - delay : longest - delay + length] for delay in delays]
+
+
 class CausalConv(nn.Module):
     """Convolution over time that sees no later position.
 
@@ -176,12 +183,14 @@ class CausalConv(nn.Module):
         self.linear = nn.Linear(kernel * size, size, bias)
 
     @property
-    def reach(self) -> int:
-        """How many earlier positions it sees."""
-        return (self.kernel - 1) * self.dilation
+    def delays(self) -> list[int]:
+        """How late the input of each tap is, in the order of the weights."""
+        return [(self.kernel - 1 - k) * self.dilation for k in range(self.kernel)]
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weights of all taps side by side, ``[C, K C]``."""
+        return self.linear.weight
 
     def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
-        length = x.shape[1]
-        padded = with_past(x, self.reach)
-        taps = [padded[:, k * self.dilation : k * self.dilation + length] for k in range(self.kernel)]
-        return F.linear(torch.cat(taps, -1), self.linear.weight, self.linear.bias)
+        return F.linear(torch.cat(delayed(x, self.delays), -1), self.linear.weight, self.linear.bias)

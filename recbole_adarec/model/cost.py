@@ -20,6 +20,7 @@ COSTS = ("params", "macs", "latency")
 _LENGTH = 50  # positions of the sequence that latency is measured on
 
 
+@lru_cache(None)
 def operation_cost(name: str, size: int, cost: str) -> float:
     """What an operation costs for C channels.
 
@@ -36,15 +37,22 @@ def operation_cost(name: str, size: int, cost: str) -> float:
     operation = OPERATIONS[name]
     if cost == "params":
         return operation.parameters(size)
-    return operation.macs(size) if cost == "macs" else _operation_latency(name, size)
+    if cost == "macs":
+        return operation.macs(size)
+    module, x = operation.build(size), torch.rand(1, _LENGTH, size)
+    return 0.0 if name in ("skip", "none") else distributed.from_first(_microseconds(lambda: module(x)))
 
 
+@lru_cache(None)
 def cell_cost(size: int, nodes: int, cost: str) -> float:
     """What a cell costs beside its operations: its LayerNorm and the weights of its nodes."""
     cell = Cell(size, [["skip"]] * len(edges(nodes)), nodes)
     if cost == "params":
         return sum(p.numel() for p in cell.parameters())
-    return nodes * size if cost == "macs" else _cell_latency(size, nodes)
+    if cost == "macs":
+        return nodes * size
+    x = torch.rand(1, _LENGTH, size)
+    return distributed.from_first(_microseconds(lambda: cell(x, lambda _, source: source)))
 
 
 def architecture_cost(architecture: Architecture, cost: str) -> float:
@@ -59,7 +67,7 @@ def layers_cost(model: Any, cost: str) -> float:
     """What the layers of a model cost, its item table left out; in the unit of `operation_cost`."""
     if cost == "params":
         table = sum(p.numel() for p in model.item_table.parameters())
-        return sum(p.numel() for p in model.parameters() if p.requires_grad) - table
+        return sum(p.numel() for p in model.parameters()) - table
     model = copy.deepcopy(model).cpu().eval()
     length = min(_LENGTH, model.max_seq_length)
     sequence = torch.randint(1, model.n_items, (1, length))
@@ -78,18 +86,6 @@ def counted_macs(run: Callable[[], Any]) -> int:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return int(counter.get_total_flops()) // 2
-
-
-@lru_cache(None)
-def _operation_latency(name: str, size: int) -> float:
-    operation, x = OPERATIONS[name].build(size), torch.rand(1, _LENGTH, size)
-    return 0.0 if name in ("skip", "none") else distributed.from_first(_microseconds(lambda: operation(x)))
-
-
-@lru_cache(None)
-def _cell_latency(size: int, nodes: int) -> float:
-    cell, x = Cell(size, [["skip"]] * len(edges(nodes)), nodes), torch.rand(1, _LENGTH, size)
-    return distributed.from_first(_microseconds(lambda: cell(x, lambda _, source: source)))
 
 
 @torch.no_grad()

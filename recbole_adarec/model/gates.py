@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from recbole_adarec.model.architecture import edges
-from recbole_adarec.model.base import CausalConv, with_past
-from recbole_adarec.model.operations import Zero
+from recbole_adarec.model.base import CausalConv, delayed
+from recbole_adarec.model.operations import SepConv, Zero
 
 
 class Trace:
@@ -67,7 +67,7 @@ def gate_gradients(cells: Sequence[Any], operations: Sequence[str], trace: Trace
     # Every edge holds the same operations, so what they are is looked up once.
     modules, order = cells[0].edges[0], edges(cells[0].nodes)
     zero = [name for name in operations if isinstance(modules[name], Zero)]
-    convolutions = {name: _delays(modules[name]) for name in operations if _is_product(modules[name])}
+    convolutions = {name: modules[name].delays for name in operations if _is_product(modules[name])}
     delays = sorted({delay for of_one in convolutions.values() for delay in of_one})
     taps = {
         name: torch.tensor([delays.index(delay) for delay in of_one], device=loss.device)
@@ -84,7 +84,7 @@ def gate_gradients(cells: Sequence[Any], operations: Sequence[str], trace: Trace
             size = source.shape[-1]
             outputs = {name: modules[name](source).flatten() for name in unweighted}  # and the pools
             if convolutions:
-                late = _shifted(source, delays)
+                late = torch.cat(delayed(source, delays), -1).flatten(0, 1)
                 correlations = (of_cell[:, i * size :].T @ late).view(-1, size, len(delays), size)
             for number in (number for number, edge in enumerate(order) if edge[0] == i):
                 j, mine = order[number][1], cell.edges[number]
@@ -95,7 +95,7 @@ def gate_gradients(cells: Sequence[Any], operations: Sequence[str], trace: Trace
                         of_gates.append(nothing)
                     elif name in taps:
                         correlation = correlations[j - i - 1].index_select(1, taps[name]).flatten()
-                        of_gates.append(torch.dot(correlation, mine[name].linear.weight.flatten()))
+                        of_gates.append(torch.dot(correlation, mine[name].matrix.flatten()))
                     else:
                         output = outputs[name] if name in outputs else mine[name](source).flatten()
                         of_gates.append(torch.dot(gradient, output))
@@ -104,16 +104,5 @@ def gate_gradients(cells: Sequence[Any], operations: Sequence[str], trace: Trace
 
 
 def _is_product(operation: nn.Module) -> bool:
-    return isinstance(operation, CausalConv) and operation.linear.bias is None
-
-
-def _delays(convolution: Any) -> list[int]:
-    """How late the input of each tap is, in the order of the weights."""
-    return [convolution.reach - k * convolution.dilation for k in range(convolution.kernel)]
-
-
-def _shifted(source: Tensor, delays: list[int]) -> Tensor:
-    """Copies of ``[B, L, C]`` that are late by each of D delays, ``[B L, D C]``."""
-    length, longest = source.shape[1], max(delays)
-    padded = with_past(source, longest)
-    return torch.cat([padded[:, longest - d : longest - d + length] for d in delays], -1).flatten(0, 1)
+    """Whether it is one matrix product over delayed copies."""
+    return isinstance(operation, SepConv) or (isinstance(operation, CausalConv) and operation.linear.bias is None)

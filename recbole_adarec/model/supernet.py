@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +53,7 @@ class AdaRecSupernet(CellStack):
 
     alpha_initial: Tensor
     operation_costs: Tensor
+    affordable: Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
         operations = tuple(config["operations"])
@@ -73,12 +75,17 @@ class AdaRecSupernet(CellStack):
         self.register_buffer("operation_costs", torch.tensor(of_operations, dtype=torch.float32) / self.most_expensive)
         self.cell_costs = of_cells / self.most_expensive
         self.cost_limit: float | None = None
+        self.register_buffer("affordable", torch.ones(len(operations), dtype=torch.bool))
 
     # ------------------------------------------------------------------ parameters
 
     def weights(self) -> list[nn.Parameter]:
         """All parameters but α."""
         return [parameter for name, parameter in self.named_parameters() if name != "alpha"]
+
+    def logits(self) -> Tensor:
+        """α, and minus infinity where an operation by itself is above the limit of cost."""
+        return self.alpha.masked_fill(~self.affordable, -torch.inf)
 
     # ------------------------------------------------------------------ encoding
 
@@ -88,7 +95,7 @@ class AdaRecSupernet(CellStack):
         torch's own takes no generator; with one on the CPU every process and device draws the same.
         """
         noise = -torch.empty(self.alpha.shape).exponential_(generator=generator).log()
-        soft = ((self.alpha + noise.to(self.alpha.device)) / temperature).softmax(-1)
+        soft = ((self.logits() + noise.to(self.alpha.device)) / temperature).softmax(-1)
         chosen = soft.argmax(-1)
         hard = F.one_hot(chosen, soft.shape[-1]).to(soft.dtype)
         return Sample(hard - soft.detach() + soft, self._per_cell(chosen))
@@ -145,6 +152,8 @@ class AdaRecSupernet(CellStack):
     def limit_cost(self, budget: float | None, teacher: Any) -> None:
         """Let no architecture cost more than a share of the teacher's layers.
 
+        Operations that no architecture can afford are never drawn.
+
         Parameters
         ----------
         budget : float or None
@@ -157,18 +166,22 @@ class AdaRecSupernet(CellStack):
         AdaRecError
             If every architecture costs more.
         """
+        self.cost_limit = None
+        self.affordable.fill_(True)
         if budget is None:
-            self.cost_limit = None
             return
         of_teacher = layers_cost(teacher, self.cost_kind)
         self.cost_limit = budget * of_teacher / self.most_expensive
-        cheapest = self.cell_costs + float(self.operation_costs.min()) * len(edges(self.nodes)) * len(self.cells)
+        edge_count, repeats = len(edges(self.nodes)), len(self.cells) // len(self.alpha)
+        cheapest = self.cell_costs + float(self.operation_costs.min()) * edge_count * len(self.cells)
         if cheapest > self.cost_limit:
             raise AdaRecError(
                 f"cost_budget: no student costs at most {budget} of the teacher's layers ({self.cost_kind}); the "
                 f"cheapest with hidden_size {self.hidden_size} and {len(self.cells)} cells of {self.nodes} nodes costs "
                 f"{cheapest * self.most_expensive / of_teacher:.4f}"
             )
+        extra = repeats * (self.operation_costs - self.operation_costs.min())
+        self.affordable.copy_(cheapest + extra <= self.cost_limit * (1 + 1e-6))
 
     def cost(self, gates: Tensor) -> Tensor:
         """Cost of an architecture drawn as `gates`, as a share of the most expensive one."""
@@ -181,40 +194,66 @@ class AdaRecSupernet(CellStack):
         return cost if self.cost_limit is None else F.relu(cost - self.cost_limit)
 
     @torch.no_grad()
-    def derived_choice(self, noise: Tensor | None = None) -> list[list[int]]:
+    def derived_choice(self, size: int | None = None, noise: Tensor | None = None) -> list[list[int]]:
         """The most probable operations, for each edge by itself, or together under the limit of cost.
 
-        With Gumbel `noise` of α's shape it is a draw from α instead (perturb and maximise).
+        Parameters
+        ----------
+        size : int, optional
+            Channels of the student, if not those of the supernet: operations then have another cost.
+        noise : Tensor, optional
+            Gumbel noise of α's shape: the choice is a draw from α then (perturb and maximise).
         """
-        log_p = self.alpha.log_softmax(-1)
+        size, log_p = size or self.hidden_size, self.logits().log_softmax(-1)
         if noise is not None:
             log_p = log_p + noise.to(log_p.device)
         if self.cost_limit is None:
             return self._per_cell(log_p.argmax(-1))
+        prices, of_cells = self._prices(size)
         repeats = len(self.cells) // len(log_p)
-        limit = self.cost_limit - self.cell_costs
-        best = within_budget(log_p.flatten(0, 1), repeats * self.operation_costs, limit)
+        best = within_budget(log_p.flatten(0, 1), repeats * prices, self.cost_limit - of_cells)
         return self._per_cell(torch.tensor(best).view(log_p.shape[:2]))
 
     def derive(self) -> Architecture:
         """The most probable architecture."""
         return self._architecture(self.derived_choice())
 
-    def candidates(self, number: int, generator: torch.Generator) -> list[Architecture]:
-        """The most probable architecture and others drawn from α, all different and within the limit of cost.
+    def candidates(self, sizes: Sequence[int], number: int, generator: torch.Generator) -> list[Architecture]:
+        """For each hidden size the most probable architecture and others drawn from α, within the limit of cost.
 
-        There are fewer than `number` where α is so sure that 20 draws for each give no more.
+        Parameters
+        ----------
+        sizes : sequence of int
+            Channels; sizes of which no student is within the limit are left out.
+        number : int
+            Architectures of each size; fewer where α is so sure that 20 draws for each give no more.
+        generator : torch.Generator
+            On the CPU.
         """
-        found = [self.derive()]
-        for _ in range(20 * number):
-            noise = -torch.empty(self.alpha.shape).exponential_(generator=generator).log()
-            drawn = self._architecture(self.derived_choice(noise))
-            if len(found) < number and drawn not in found:
-                found.append(drawn)
+        found: list[Architecture] = []
+        for size in sizes:
+            prices, of_cells = self._prices(size)
+            cheapest = of_cells + float(prices.min()) * len(self.cells) * len(edges(self.nodes))
+            if self.cost_limit is not None and cheapest > self.cost_limit:
+                continue
+            of_size = [self._architecture(self.derived_choice(size), size)]
+            for _ in range(20 * (number - 1)):
+                noise = -torch.empty(self.alpha.shape).exponential_(generator=generator).log()
+                drawn = self._architecture(self.derived_choice(size, noise), size)
+                if len(of_size) < number and drawn not in of_size:
+                    of_size.append(drawn)
+            found += of_size
         return found
 
-    def _architecture(self, choice: list[list[int]]) -> Architecture:
-        return Architecture(self.hidden_size, tuple(tuple(self.operations[o] for o in cell) for cell in choice))
+    def _prices(self, size: int) -> tuple[Tensor, float]:
+        """Costs of the operations ``[O]`` and of all cells without them, as shares of the most expensive architecture
+        of the supernet's own size."""
+        prices = torch.tensor([operation_cost(name, size, self.cost_kind) for name in self.operations])
+        of_cells = len(self.cells) * cell_cost(size, self.nodes, self.cost_kind)
+        return prices.double() / self.most_expensive, of_cells / self.most_expensive
+
+    def _architecture(self, choice: list[list[int]], size: int | None = None) -> Architecture:
+        return Architecture(size or self.hidden_size, tuple(tuple(self.operations[o] for o in cell) for cell in choice))
 
     @torch.no_grad()
     def movement(self) -> dict[str, float]:
@@ -227,7 +266,9 @@ class AdaRecSupernet(CellStack):
             1); ``alpha_max_probability``: largest probability, mean over edges; ``changed_edges``: share of edges
             whose most probable operation is another than at the start.
         """
-        start, now = self.alpha_initial.softmax(-1), self.alpha.softmax(-1)
+        start, now = (
+            alpha.masked_fill(~self.affordable, -torch.inf).softmax(-1) for alpha in (self.alpha_initial, self.alpha)
+        )
         return {
             "alpha_moved": float((now - start).abs().sum(-1).mean() / 2),
             "alpha_max_probability": float(now.max(-1).values.mean()),

@@ -130,7 +130,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
             **super().epoch_record(),
             "alpha_loss": None if alpha_loss is None else float(alpha_loss),
             "temperature": self.temperature,
-            "alpha": self.model.alpha.detach().softmax(-1).tolist(),
+            "alpha": self.model.logits().detach().softmax(-1).tolist(),
             **self.model.movement(),
         }
         self._alpha_losses = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from logging import getLogger
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +38,9 @@ def start_from_supernet(student: Any, distiller: Any, path: str) -> None:
         If the supernet does not hold the student's architecture.
     """
     checkpoint = load_state(path, expected="AdaRecSupernet")
+    if checkpoint["config"]["hidden_size"] != student.hidden_size:  # validation preferred another size
+        getLogger().info("the student has another hidden size than the supernet and starts without its weights")
+        return
     chosen = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in student.state_dict()}
     try:
         student.load_state_dict(chosen)

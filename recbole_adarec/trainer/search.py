@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from recbole_adarec.data.windows import split_users
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.trainer.base import Batch
 from recbole_adarec.trainer.distillation import DistillationTrainer
+
+_ALPHA_STEPS = 400  # with more of them each is as many times shorter
 
 
 def bilevel_split(dataset: WindowDataset, config: Any) -> tuple[Tensor, Tensor]:
@@ -57,7 +60,9 @@ class AdaRecSupernetTrainer(DistillationTrainer):
                 )
             model.limit_cost(config["cost_budget"], self.teacher or self._load_teacher(config["teacher_path"]))
         self.alpha_optimizer = torch.optim.Adam([model.alpha], lr=config["alpha_learning_rate"], betas=(0.5, 0.999))
+        self._alpha_steps, self._alpha_steps_in_all = 0, 1
         self.temperature: float = config["gumbel_temperature"]
+        self.beta: float = 0.0
         self.gumbel = torch.Generator().manual_seed(config["seed"])  # all processes draw the same paths
         self._alpha_batches: Iterator[Batch] = iter(())
         self._alpha_losses: list[Tensor] = []
@@ -68,6 +73,10 @@ class AdaRecSupernetTrainer(DistillationTrainer):
     def windows(self, train_data: Any) -> Tensor:
         weight_windows, alpha_windows = bilevel_split(train_data._dataset, self.config)
         self._alpha_batches = self._endless(train_data, alpha_windows)
+        targets = int(train_data._dataset.windows.length[weight_windows].sum())
+        batch = distributed.world_size() * self.config["train_batch_size"]
+        epochs = self.epochs - self.config["alpha_warmup"]
+        self._alpha_steps_in_all = max(epochs * math.ceil(targets / batch), 1)
         return weight_windows
 
     def _endless(self, train_data: Any, windows: Tensor) -> Iterator[Batch]:
@@ -83,7 +92,20 @@ class AdaRecSupernetTrainer(DistillationTrainer):
 
     def after_step(self) -> None:
         if len(self.history) >= self.config["alpha_warmup"]:
+            self._pace()
             self._alpha_losses.append(self._alpha_step(next(self._alpha_batches)))
+
+    def _pace(self) -> None:
+        """The same way for α in a search of any number of steps, and cost after accuracy.
+
+        Adam moves α by its learning rate in each step, whatever the gradient: on a large dataset it would be at its
+        end after the first epoch, with weights that are not trained, and prefer what needs none.
+        """
+        rate = self.config["alpha_learning_rate"] * min(_ALPHA_STEPS / self._alpha_steps_in_all, 1.0)
+        for group in self.alpha_optimizer.param_groups:
+            group["lr"] = rate
+        self._alpha_steps += 1
+        self.beta = self.config["beta"] * min(2 * self._alpha_steps / self._alpha_steps_in_all, 1.0)
 
     def _alpha_step(self, batch: Batch) -> Tensor:
         """One update of α; no other parameter receives a gradient."""
@@ -98,7 +120,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
                 losses = self.losses(encoding, batch)
             # Scaled as the weights' loss is, so that half precision keeps small gradients.
             scale = batch.share * self.scaler.get_scale()
-            alpha.grad = model.alpha_gradient(sample, trace, losses.total * scale, self.config["beta"] * scale)
+            alpha.grad = model.alpha_gradient(sample, trace, losses.total * scale, self.beta * scale)
         finally:
             for weight in weights:
                 weight.requires_grad_(True)
@@ -106,7 +128,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
         if self.scaler.is_enabled():  # an overflow is no step, as for the weights
             alpha.grad.nan_to_num_(0.0, 0.0, 0.0)
         self.alpha_optimizer.step()
-        total = losses.total + self.config["beta"] * model.cost_loss(sample.gates)
+        total = losses.total + self.beta * model.cost_loss(sample.gates)
         return total.detach() * batch.share
 
     def training_state(self) -> dict[str, Any]:
@@ -116,6 +138,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
             "temperature": self.temperature,
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "gumbel": self.gumbel.get_state(),
+            "alpha_steps": self._alpha_steps,
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
@@ -123,6 +146,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
         self.temperature = state["temperature"]
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.gumbel.set_state(state["gumbel"].cpu())
+        self._alpha_steps = state["alpha_steps"]
 
     def epoch_record(self) -> dict[str, Any]:
         alpha_loss = distributed.total(torch.stack(self._alpha_losses).mean()) if self._alpha_losses else None

@@ -9,6 +9,7 @@ import torch
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_adarec import run_adarec
+from recbole_adarec.config import resolve, stage_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_parameters
@@ -214,3 +215,43 @@ def test_movement_is_a_total_variation(ml100k):
     with torch.no_grad():
         model.alpha[..., 0] = 50.0
     assert math.isclose(model.movement()["alpha_moved"], 1 - 1 / len(model.operations), abs_tol=1e-3)
+
+
+def test_alpha_steps_are_shorter_where_there_are_more_and_cost_enters_slowly(tiny, monkeypatch):
+    monkeypatch.setattr("recbole_adarec.trainer.search._ALPHA_STEPS", 5)
+    config = make_config(
+        "search", "tiny", data_path=str(tiny), search_epochs=3, alpha_warmup=1, train_batch_size=60, cost_budget=None,
+        alpha_learning_rate=0.1, beta=2.0,
+    )  # fmt: skip
+    data = load_data(config)
+    trainer, _ = build(config, data)
+    step, seen = trainer._alpha_step, []
+
+    def watch(batch):
+        seen.append((trainer.alpha_optimizer.param_groups[0]["lr"], trainer.beta))
+        return step(batch)
+
+    trainer._alpha_step = watch
+    trainer.fit(data.train, saved=False, verbose=False)
+    assert len(seen) > 5 and all(rate == pytest.approx(0.5 / len(seen)) for rate, _ in seen)
+    betas = [beta for _, beta in seen]
+    assert betas == sorted(betas) and betas[0] == pytest.approx(2 * 2 / len(seen)) and betas[-1] == 2
+
+
+def test_operations_that_no_student_can_afford_are_never_drawn(ml100k):
+    supernet, _ = limited(ml100k, cost_budget=0.05)
+    dear = [name for name, can in zip(supernet.operations, supernet.affordable.tolist(), strict=True) if not can]
+    assert dear == ["conv_3", "conv_5", "dilated_conv_3", "dilated_conv_5"]
+    with torch.no_grad():
+        supernet.alpha[..., 0] = 50.0
+    for seed in range(20):
+        drawn = {supernet.operations[o] for cell in supernet.sample(1.0).choice for o in cell}
+        assert not drawn & set(dear), seed
+    assert not {name for cell in supernet.derive().cells for name in cell} & set(dear)
+
+
+def test_the_published_settings_are_one_file_away():
+    values = resolve(None, ["published.yaml"], {})
+    search, student = stage_config(values, "search"), stage_config(values, "student")
+    assert search["bilevel"] is False and search["layer_weight_floor"] == 0 and search["candidate_sizes"] is None
+    assert search["alpha_learning_rate"] == 2e-5 and search["gamma"] == 0.5 and student["gamma"] == 0

@@ -62,7 +62,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "learning_rate": (0, None), "learning_rate_decay": (0, 1), "alpha_learning_rate": (0, None),
     "alpha_users": (0, 1), "alpha_warmup": (0, None), "gumbel_decay": (0, 1), "gumbel_temperature": (1e-3, None),
     "gamma": (0, 1), "beta": (0, None), "cost_budget": (0, None),
-    "candidates": (1, None), "candidate_epochs": (1, None), "layer_weight_floor": (0, 1),
+    "candidates": (1, None), "candidate_epochs": (1, None), "candidate_temperature": (1e-3, None),
+    "layer_weight_floor": (0, 1),
     "layer_weight_momentum": (0, 0.9999), "kd_temperature": (1e-3, None), "teacher_cache_mb": (0, None),
     "sampled_above": (0, None), "sampled_items": (1, None), "eval_scores_mb": (1, None),
     "item_table_rate": (0, None), "nproc": (1, None), "group_offset": (0, None),
@@ -124,9 +125,6 @@ def resolve(
         size = given.pop("embedding_size")
         if given.setdefault("hidden_size", size) != size:
             raise AdaRecError("embedding_size and hidden_size are two words for the same thing here; give one of them")
-    sized = {"hidden_size", "search_hidden_size"} & set(given)
-    if sized and not {"candidate_sizes", "search_candidate_sizes"} & set(given):
-        given["candidate_sizes"] = None  # who names the size wants that size
     values = {**run_defaults(), **given}
     if "load_col" not in given and not (_RECBOLE / "properties/dataset" / f"{values['dataset']}.yaml").is_file():
         fields = load_yaml(_RECBOLE / "properties/dataset/sample.yaml") | values

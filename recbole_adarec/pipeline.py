@@ -190,7 +190,7 @@ class Run:
         trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
         supernet = trainer.model
         sizes = config["candidate_sizes"] or [config["hidden_size"]]
-        candidates = supernet.candidates(sizes, config["candidates"], trainer.gumbel)
+        candidates = supernet.candidates(sizes, config["candidates"], config["candidate_temperature"], trainer.gumbel)
         return supernet, {
             "epochs": len(trainer.history),
             "history": trainer.history,

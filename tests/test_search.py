@@ -166,7 +166,7 @@ def test_every_candidate_is_within_a_share_of_the_teachers_layers(ml100k, cost):
     supernet, teacher = limited(ml100k, cost_budget=0.3, cost=cost)
     with torch.no_grad():  # the search likes what is dear
         supernet.alpha[..., supernet.operations.index("dilated_conv_5")] = 5.0
-    found = supernet.candidates([48, 16, 24], 3, torch.Generator().manual_seed(0))
+    found = supernet.candidates([48, 16, 24], 3, 1.0, torch.Generator().manual_seed(0))
     assert len(found) == len(set(found)) == 9 and found[0] == supernet.derive()
     assert [architecture.hidden_size for architecture in found] == [48] * 3 + [16] * 3 + [24] * 3
     limit = supernet.cost_limit * supernet.most_expensive

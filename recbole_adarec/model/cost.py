@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recbole_adarec import distributed
 from recbole_adarec.model.architecture import Architecture, edges
-from recbole_adarec.model.cell import Cell
+from recbole_adarec.model.cell import Cell, live_edges
 from recbole_adarec.model.operations import OPERATIONS
 
 COSTS = ("params", "macs", "latency")
@@ -56,10 +56,13 @@ def cell_cost(size: int, nodes: int, cost: str) -> float:
 
 
 def architecture_cost(architecture: Architecture, cost: str) -> float:
-    """What all cells of an architecture cost."""
-    size = architecture.hidden_size
-    of_operations = sum(operation_cost(name, size, cost) for cell in architecture.cells for name in cell)
-    return of_operations + len(architecture.cells) * cell_cost(size, architecture.nodes, cost)
+    """What all cells of an architecture cost; edges that nothing reaches are not there."""
+    size, nodes = architecture.hidden_size, architecture.nodes
+    total = len(architecture.cells) * cell_cost(size, nodes, cost)
+    for cell in architecture.cells:
+        live = live_edges(cell, nodes)
+        total += sum(operation_cost(name, size, cost) for name, alive in zip(cell, live, strict=True) if alive)
+    return total
 
 
 @torch.no_grad()

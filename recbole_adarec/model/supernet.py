@@ -194,7 +194,9 @@ class AdaRecSupernet(CellStack):
         return cost if self.cost_limit is None else F.relu(cost - self.cost_limit)
 
     @torch.no_grad()
-    def derived_choice(self, size: int | None = None, noise: Tensor | None = None) -> list[list[int]]:
+    def derived_choice(
+        self, size: int | None = None, noise: Tensor | None = None, temperature: float = 1.0
+    ) -> list[list[int]]:
         """The most probable operations, for each edge by itself, or together under the limit of cost.
 
         Parameters
@@ -202,9 +204,11 @@ class AdaRecSupernet(CellStack):
         size : int, optional
             Channels of the student, if not those of the supernet: operations then have another cost.
         noise : Tensor, optional
-            Gumbel noise of α's shape: the choice is a draw from α then (perturb and maximise).
+            Gumbel noise of α's shape: the choice is a draw then (perturb and maximise).
+        temperature : float
+            Of the softmax of α that is drawn from.
         """
-        size, log_p = size or self.hidden_size, self.logits().log_softmax(-1)
+        size, log_p = size or self.hidden_size, (self.logits() / temperature).log_softmax(-1)
         if noise is not None:
             log_p = log_p + noise.to(log_p.device)
         if self.cost_limit is None:
@@ -218,7 +222,9 @@ class AdaRecSupernet(CellStack):
         """The most probable architecture."""
         return self._architecture(self.derived_choice())
 
-    def candidates(self, sizes: Sequence[int], number: int, generator: torch.Generator) -> list[Architecture]:
+    def candidates(
+        self, sizes: Sequence[int], number: int, temperature: float, generator: torch.Generator
+    ) -> list[Architecture]:
         """For each hidden size the most probable architecture and others drawn from α, within the limit of cost.
 
         Parameters
@@ -227,6 +233,8 @@ class AdaRecSupernet(CellStack):
             Channels; sizes of which no student is within the limit are left out.
         number : int
             Architectures of each size; fewer where α is so sure that 20 draws for each give no more.
+        temperature : float
+            Above 1 the draws leave more to validation than α would.
         generator : torch.Generator
             On the CPU.
         """
@@ -239,7 +247,7 @@ class AdaRecSupernet(CellStack):
             of_size = [self._architecture(self.derived_choice(size), size)]
             for _ in range(20 * (number - 1)):
                 noise = -torch.empty(self.alpha.shape).exponential_(generator=generator).log()
-                drawn = self._architecture(self.derived_choice(size, noise), size)
+                drawn = self._architecture(self.derived_choice(size, noise, temperature), size)
                 if len(of_size) < number and drawn not in of_size:
                     of_size.append(drawn)
             found += of_size

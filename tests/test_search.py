@@ -84,7 +84,7 @@ def test_drawn_none_is_a_missing_edge_in_both_steps(ml100k):
 
 def test_alpha_and_weights_never_learn_from_the_same_user(tiny):
     config = make_config(
-        "search", "tiny", data_path=str(tiny), search_epochs=3, train_batch_size=60, alpha_warmup=1, cost_budget=None
+        "search", "tiny", data_path=str(tiny), search_epochs=3, train_batch_size=60, alpha_warmup=0.34, cost_budget=None
     )
     data = load_data(config)
     trainer, model = build(config, data)
@@ -111,7 +111,7 @@ def test_alpha_and_weights_never_learn_from_the_same_user(tiny):
 
 
 def test_weight_steps_leave_alpha_alone(tiny):
-    config = make_config("search", "tiny", data_path=str(tiny), search_epochs=2, alpha_warmup=2, cost_budget=None)
+    config = make_config("search", "tiny", data_path=str(tiny), search_epochs=2, alpha_warmup=1, cost_budget=None)
     data = load_data(config)
     trainer, model = build(config, data)
     trainer.fit(data.train, saved=False, verbose=False)
@@ -220,7 +220,7 @@ def test_movement_is_a_total_variation(ml100k):
 def test_alpha_steps_are_shorter_where_there_are_more_and_cost_enters_slowly(tiny, monkeypatch):
     monkeypatch.setattr("recbole_adarec.trainer.search._ALPHA_STEPS", 5)
     config = make_config(
-        "search", "tiny", data_path=str(tiny), search_epochs=3, alpha_warmup=1, train_batch_size=60, cost_budget=None,
+        "search", "tiny", data_path=str(tiny), search_epochs=3, alpha_warmup=0.34, train_batch_size=60, cost_budget=None,
         alpha_learning_rate=0.1, beta=2.0,
     )  # fmt: skip
     data = load_data(config)

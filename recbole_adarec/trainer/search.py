@@ -60,6 +60,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
                 )
             model.limit_cost(config["cost_budget"], self.teacher or self._load_teacher(config["teacher_path"]))
         self.alpha_optimizer = torch.optim.Adam([model.alpha], lr=config["alpha_learning_rate"], betas=(0.5, 0.999))
+        self._warmup = int(config["alpha_warmup"] * self.epochs + 1e-6)
         self._alpha_steps, self._alpha_steps_in_all = 0, 1
         self.temperature: float = config["gumbel_temperature"]
         self.beta: float = 0.0
@@ -75,7 +76,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
         self._alpha_batches = self._endless(train_data, alpha_windows)
         targets = int(train_data._dataset.windows.length[weight_windows].sum())
         batch = distributed.world_size() * self.config["train_batch_size"]
-        epochs = self.epochs - self.config["alpha_warmup"]
+        epochs = self.epochs - self._warmup
         self._alpha_steps_in_all = max(epochs * math.ceil(targets / batch), 1)
         return weight_windows
 
@@ -91,7 +92,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
         return losses.total, losses.parts
 
     def after_step(self) -> None:
-        if len(self.history) >= self.config["alpha_warmup"]:
+        if len(self.history) >= self._warmup:
             self._pace()
             self._alpha_losses.append(self._alpha_step(next(self._alpha_batches)))
 

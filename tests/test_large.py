@@ -48,7 +48,7 @@ def test_evaluation_takes_fewer_rows_where_their_scores_are_too_large(tiny):
 
 
 def trainer_of(stage, tiny, **values):
-    values = {"hidden_size": 16, "item_loss": "sampled", **values}
+    values = {"hidden_size": 16, "item_loss": "sampled", "cost_budget": None, **values}
     config = make_config(stage, "tiny", data_path=str(tiny), **values)
     data = load_data(config)
     model = get_model(config["model"])(config, data.train._dataset)

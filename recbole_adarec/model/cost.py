@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from recbole_adarec import distributed
 from recbole_adarec.model.architecture import Architecture, edges
 from recbole_adarec.model.cell import Cell, live_edges
 from recbole_adarec.model.operations import OPERATIONS
@@ -40,7 +39,7 @@ def operation_cost(name: str, size: int, cost: str) -> float:
     if cost == "macs":
         return operation.macs(size)
     module, x = operation.build(size), torch.rand(1, _LENGTH, size)
-    return 0.0 if name in ("skip", "none") else distributed.from_first(_microseconds(lambda: module(x)))
+    return 0.0 if name in ("skip", "none") else _microseconds(lambda: module(x))
 
 
 @lru_cache(None)
@@ -52,7 +51,7 @@ def cell_cost(size: int, nodes: int, cost: str) -> float:
     if cost == "macs":
         return nodes * size
     x = torch.rand(1, _LENGTH, size)
-    return distributed.from_first(_microseconds(lambda: cell(x, lambda _, source: source)))
+    return _microseconds(lambda: cell(x, lambda _, source: source))
 
 
 def architecture_cost(architecture: Architecture, cost: str) -> float:
@@ -75,7 +74,7 @@ def layers_cost(model: Any, cost: str) -> float:
     length = min(_LENGTH, model.max_seq_length)
     sequence = torch.randint(1, model.n_items, (1, length))
     if cost == "latency":
-        return distributed.from_first(_microseconds(lambda: model.encode(sequence)))
+        return _microseconds(lambda: model.encode(sequence))
     return counted_macs(lambda: model.encode(sequence)) / length
 
 

@@ -13,7 +13,7 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.architecture import Architecture, edges
 from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.cell import Cell
-from recbole_adarec.model.cost import cell_cost, layers_cost, operation_cost
+from recbole_adarec.model.cost import COSTS, cell_cost, layers_cost, operation_cost
 from recbole_adarec.model.gates import Trace, gate_gradients
 from recbole_adarec.model.operations import check_operations
 from recbole_adarec.model.student import CellStack
@@ -58,6 +58,8 @@ class AdaRecSupernet(CellStack):
     def __init__(self, config: Any, dataset: Any) -> None:
         operations = tuple(config["operations"])
         check_operations(operations)
+        if config["cost"] not in COSTS:
+            raise AdaRecError(f"cost: unknown cost {config['cost']!r}; known are {', '.join(COSTS)}")
         size, nodes, cells = config["hidden_size"], config["nodes"], config["cells"]
         edge_count = len(edges(nodes))
         super().__init__(config, dataset, size, [Cell(size, [operations] * edge_count, nodes) for _ in range(cells)])
@@ -254,8 +256,7 @@ class AdaRecSupernet(CellStack):
         return found
 
     def _prices(self, size: int) -> tuple[Tensor, float]:
-        """Costs of the operations ``[O]`` and of all cells without them, as shares of the most expensive architecture
-        of the supernet's own size."""
+        """Costs of the operations ``[O]`` and of all cells without them at a hidden size, in the unit of `cost`."""
         prices = torch.tensor([operation_cost(name, size, self.cost_kind) for name in self.operations])
         of_cells = len(self.cells) * cell_cost(size, self.nodes, self.cost_kind)
         return prices.double() / self.most_expensive, of_cells / self.most_expensive

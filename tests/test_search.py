@@ -14,7 +14,7 @@ from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.model.architecture import Architecture
-from recbole_adarec.model.cost import architecture_cost, layers_cost
+from recbole_adarec.model.cost import architecture_cost, layers_cost, operation_cost
 from recbole_adarec.model.operations import OPERATIONS
 from recbole_adarec.model.supernet import Sample, within_budget
 from tests.conftest import make_config, write_dataset
@@ -181,6 +181,17 @@ def test_every_candidate_is_within_a_share_of_the_teachers_layers(ml100k, cost):
             assert count_parameters(student)["layers"] <= limit
 
 
+@pytest.mark.parametrize("cost", ["params", "latency"])
+def test_measuring_costs_leaves_the_random_numbers_alone(ml100k, cost):
+    operation_cost.cache_clear()
+    states = []
+    for _ in range(2):  # the second time nothing is built
+        torch.manual_seed(3)
+        limited(ml100k, cost_budget=0.3, cost=cost)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
 def test_a_budget_that_nothing_meets_is_refused(ml100k):
     with pytest.raises(AdaRecError, match="cost_budget: no student costs at most 0.0001 of the teacher's layers"):
         limited(ml100k, cost_budget=0.0001)
@@ -220,8 +231,8 @@ def test_movement_is_a_total_variation(ml100k):
 def test_alpha_steps_are_shorter_where_there_are_more_and_cost_enters_slowly(tiny, monkeypatch):
     monkeypatch.setattr("recbole_adarec.trainer.search._ALPHA_STEPS", 5)
     config = make_config(
-        "search", "tiny", data_path=str(tiny), search_epochs=3, alpha_warmup=0.34, train_batch_size=60, cost_budget=None,
-        alpha_learning_rate=0.1, beta=2.0,
+        "search", "tiny", data_path=str(tiny), search_epochs=3, alpha_warmup=0.34, train_batch_size=60,
+        cost_budget=None, alpha_learning_rate=0.1, beta=2.0,
     )  # fmt: skip
     data = load_data(config)
     trainer, _ = build(config, data)

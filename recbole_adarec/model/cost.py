@@ -20,6 +20,7 @@ _LENGTH = 50  # positions of the sequence that latency is measured on
 
 
 @lru_cache(None)
+@torch.random.fork_rng(devices=[])  # what is built here to be measured takes nothing from the run's random numbers
 def operation_cost(name: str, size: int, cost: str) -> float:
     """What an operation costs for C channels.
 
@@ -43,6 +44,7 @@ def operation_cost(name: str, size: int, cost: str) -> float:
 
 
 @lru_cache(None)
+@torch.random.fork_rng(devices=[])
 def cell_cost(size: int, nodes: int, cost: str) -> float:
     """What a cell costs beside its operations: its LayerNorm and the weights of its nodes."""
     cell = Cell(size, [["skip"]] * len(edges(nodes)), nodes)
@@ -65,6 +67,7 @@ def architecture_cost(architecture: Architecture, cost: str) -> float:
 
 
 @torch.no_grad()
+@torch.random.fork_rng(devices=[])
 def layers_cost(model: Any, cost: str) -> float:
     """What the layers of a model cost, its item table left out; in the unit of `operation_cost`."""
     if cost == "params":

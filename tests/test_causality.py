@@ -128,7 +128,7 @@ def test_the_readmes_new_operation_can_be_named(ml100k, monkeypatch):
     model = get_model("AdaRecSupernet")(config, ml100k.train._dataset)
     with torch.no_grad():
         model.alpha[..., 0] = 5.0
-    assert model.derive().count() == {"conv_7": 24}
+    assert model.derive().count() == {"conv_7": 12}
     assert conv_7.parameters(48) == 7 * 48 * 48
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -73,8 +74,8 @@ def test_drawn_none_is_a_missing_edge_in_both_steps(ml100k):
     supernet = get_model("AdaRecSupernet")(make_config("search"), ml100k.train._dataset).eval()
     none = supernet.operations.index("none")
     gates = torch.zeros_like(supernet.alpha)
-    choice = [0, none, 3, none, none, 6]
-    gates.data[0, range(6), choice] = 1
+    choice = [0, none, 5]
+    gates.data[:, range(3), choice] = 1
     sample = Sample(gates, [choice] * 4)
     sequence = torch.randint(1, 1000, (3, 10))
     torch.testing.assert_close(
@@ -143,13 +144,32 @@ def test_alpha_finds_the_only_operation_that_reaches_the_signal(tmp_path, share)
 
 
 def test_budget_holds_and_is_used_best():
-    log_p = torch.log_softmax(torch.tensor([[3.0, 2.0, 0.0], [3.0, 1.0, 0.0]]), -1)
+    log_p = torch.log_softmax(torch.tensor([[[3.0, 2.0, 0.0]], [[3.0, 1.0, 0.0]]]), -1)
     costs = torch.tensor([0.5, 0.2, 0.0])
-    assert within_budget(log_p, costs, 1.0) == [0, 0]
-    assert within_budget(log_p, costs, 0.7) == [1, 0]  # giving way on the first edge loses less
-    assert within_budget(log_p, costs, 0.0) == [2, 2]
+    assert within_budget(log_p, costs, 1.0, nodes=1) == [[0], [0]]
+    assert within_budget(log_p, costs, 0.7, nodes=1) == [[1], [0]]  # giving way on the first cell loses less
+    assert within_budget(log_p, costs, 0.0, nodes=1) == [[2], [2]]
     with pytest.raises(AdaRecError, match="no choice of operations costs at most"):
-        within_budget(log_p[:, :2], costs[:2], 0.1)
+        within_budget(log_p[..., :2], costs[:2], 0.1, nodes=1)
+
+
+def test_nothing_is_spent_on_an_edge_that_nothing_reaches():
+    # Edges 0-1, 0-2, 1-2; the second operation is none, and node 1 is likely to receive nothing.
+    log_p = torch.log_softmax(torch.tensor([[[0.0, 2.0], [0.5, 0.0], [2.0, 0.0]]]), -1)
+    assert within_budget(log_p, torch.tensor([1.0, 0.0]), 1.0, nodes=2, none=1) == [[1, 0, 1]]
+    # All choices, by their probability and cost with dead edges left out.
+    torch.manual_seed(0)
+    for _ in range(20):
+        log_p, costs = torch.randn(1, 3, 3).log_softmax(-1), torch.tensor([1.0, 0.4, 0.0])
+        budget, best = float(torch.rand(()) * 3), (-torch.inf, ())
+        for choice in itertools.product(range(3), repeat=3):
+            dead = choice[0] == 2
+            if dead and choice[2] != 2:
+                continue
+            edges_alive = [0, 1] if dead else [0, 1, 2]
+            if sum(float(costs[choice[e]]) for e in edges_alive) <= budget:
+                best = max(best, (sum(float(log_p[0, e, choice[e]]) for e in edges_alive), choice))
+        assert within_budget(log_p, costs, budget, nodes=2, none=2) == [list(best[1])]
 
 
 def limited(ml100k, **values):
@@ -165,10 +185,10 @@ def limited(ml100k, **values):
 def test_every_candidate_is_within_a_share_of_the_teachers_layers(ml100k, cost):
     supernet, teacher = limited(ml100k, cost_budget=0.3, cost=cost)
     with torch.no_grad():  # the search likes what is dear
-        supernet.alpha[..., supernet.operations.index("dilated_conv_5")] = 5.0
-    found = supernet.candidates([48, 16, 24], 3, 1.0, torch.Generator().manual_seed(0))
+        supernet.alpha[..., supernet.operations.index("min_gru")] = 5.0
+    found = supernet.candidates([64, 16, 24], 3, 1.0, torch.Generator().manual_seed(0))
     assert len(found) == len(set(found)) == 9 and found[0] == supernet.derive()
-    assert [architecture.hidden_size for architecture in found] == [48] * 3 + [16] * 3 + [24] * 3
+    assert [architecture.hidden_size for architecture in found] == [64] * 3 + [16] * 3 + [24] * 3
     limit = supernet.cost_limit * supernet.most_expensive
     assert cost == "latency" or limit == pytest.approx(0.3 * layers_cost(teacher, cost))
     assert cost != "params" or limit == pytest.approx(0.3 * count_parameters(teacher)["layers"])
@@ -207,7 +227,7 @@ def test_cost_is_a_share_of_the_most_expensive_architecture(ml100k):
     for cost in ("params", "macs"):
         model = get_model("AdaRecSupernet")(make_config("search", cost=cost), ml100k.train._dataset)
         gates = torch.zeros_like(model.alpha)
-        gates[..., model.operations.index("conv_5")] = 1
+        gates[..., model.operations.index("min_gru")] = 1
         assert float(model.cost(gates)) == pytest.approx(1)
         gates.zero_()[..., model.operations.index("none")] = 1
         assert float(model.cost(gates)) == pytest.approx(model.cell_costs)
@@ -250,9 +270,10 @@ def test_alpha_steps_are_shorter_where_there_are_more_and_cost_enters_slowly(tin
 
 
 def test_operations_that_no_student_can_afford_are_never_drawn(ml100k):
-    supernet, _ = limited(ml100k, cost_budget=0.05)
+    convolutions = ["conv_3", "conv_5", "dilated_conv_3", "dilated_conv_5"]
+    supernet, _ = limited(ml100k, cost_budget=0.03, operations=[*convolutions, "sep_conv_3", "skip", "none"])
     dear = [name for name, can in zip(supernet.operations, supernet.affordable.tolist(), strict=True) if not can]
-    assert dear == ["conv_3", "conv_5", "dilated_conv_3", "dilated_conv_5"]
+    assert dear == convolutions
     with torch.no_grad():
         supernet.alpha[..., 0] = 50.0
     for seed in range(20):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_adarec.model.architecture import edges
-from recbole_adarec.model.operations import OPERATIONS
+from recbole_adarec.model.operations import OPERATIONS, share_maps
 
 Edge = Callable[[int, Tensor], "Tensor | None"]
 NodeSeen = Callable[[int, Tensor], Tensor]
@@ -38,6 +38,8 @@ class Cell(nn.Module):
         self.edges = nn.ModuleList(
             nn.ModuleDict({name: OPERATIONS[name].build(size) for name in names}) for names in candidates
         )
+        for candidates_of_edge in self.edges:
+            share_maps(candidates_of_edge.values())
         self.node_weights = nn.Parameter(torch.zeros(nodes))  # a
         self.norm = nn.LayerNorm(size)
         # Nearly the identity at first, as the teacher's blocks are: at 1 four cells drown the item embeddings, which

@@ -6,7 +6,7 @@ one line of the table (README, "Extending").
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -64,6 +64,30 @@ class Attention(nn.Module):
         # Half the time of scaled_dot_product_attention, which has no fast kernel for a bias on the CPU.
         likeness = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=self.width**-0.5)
         return torch.bmm(likeness.softmax(-1), x)
+
+
+class MinGRU(nn.Module):
+    """``h_t = (1 - z_t) h_{t-1} + z_t V x_t`` with ``z_t = sigmoid(W x_t + b)`` (Feng et al., arXiv 2410.01201).
+
+    A recurrence in which each channel decides what it keeps, and for how long. Gates depend on the input alone, so
+    all positions are computed together, in log2(L) rounds.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(size, size)
+        nn.init.uniform_(self.gate.bias, -2.0, 1.5)  # half-lives from 0.4 to 5 positions at first
+        self.value = nn.Linear(size, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        write = self.gate(x).sigmoid()
+        keep, state = 1 - write, write * self.value(x)
+        reach = 1  # state_t holds what the last `reach` positions wrote, keep_t what they keep of what was before
+        while reach < x.shape[1]:
+            state = torch.cat([state[:, :reach], torch.addcmul(state[:, reach:], keep[:, reach:], state[:, :-reach])], 1)
+            keep = torch.cat([torch.zeros_like(keep[:, :reach]), keep[:, reach:] * keep[:, :-reach]], 1)
+            reach *= 2
+        return state
 
 
 class MaxPool(nn.Module):
@@ -141,11 +165,25 @@ OPERATIONS: dict[str, Operation] = {
     "dilated_sep_conv_3": _sep_conv(3, dilation=2),
     "dilated_sep_conv_5": _sep_conv(5, dilation=2),
     "attention": Operation(Attention, lambda size: 2 * size * max(size // 4, 1) + 50 * (size + max(size // 4, 1))),
+    "min_gru": Operation(MinGRU, lambda size: 2 * size * size + 2 * size),
     "max_pool_3": Operation(lambda size: MaxPool(3), lambda size: 2 * size),
     "avg_pool_3": Operation(lambda size: AvgPool(3), lambda size: 3 * size),
     "skip": Operation(lambda size: nn.Identity(), lambda size: 0),
     "none": Operation(lambda size: Zero(), lambda size: 0),
 }
+
+
+def share_maps(operations: Iterable[nn.Module]) -> None:
+    """Let the separable convolutions among the candidates of an edge share their map of the channels.
+
+    In the search an operation with weights learns only when it is drawn, and pools, which need to learn nothing, win
+    by that alone. What differs between separable convolutions is which positions they read; their maps learn together.
+    """
+    first: SepConv | None = None
+    for operation in operations:
+        if isinstance(operation, SepConv):
+            first = first or operation
+            operation.linear = first.linear
 
 
 def check_operations(names: list[str] | tuple[str, ...], where: str = "operations") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -217,8 +217,9 @@ class AdaRecSupernet(CellStack):
             return self._per_cell(log_p.argmax(-1))
         prices, of_cells = self._prices(size)
         repeats = len(self.cells) // len(log_p)
-        best = within_budget(log_p.flatten(0, 1), repeats * prices, self.cost_limit - of_cells)
-        return self._per_cell(torch.tensor(best).view(log_p.shape[:2]))
+        none = self.operations.index("none") if "none" in self.operations else None
+        best = within_budget(log_p, repeats * prices, self.cost_limit - of_cells, self.nodes, none)
+        return self._per_cell(torch.tensor(best))
 
     def derive(self) -> Architecture:
         """The most probable architecture."""
@@ -285,20 +286,27 @@ class AdaRecSupernet(CellStack):
         }
 
 
-def within_budget(log_p: Tensor, costs: Tensor, budget: float, resolution: int = 4000) -> list[int]:
-    """The most probable choice of one operation per edge whose summed cost is at most `budget`.
+def within_budget(
+    log_p: Tensor, costs: Tensor, budget: float, nodes: int, none: int | None = None, resolution: int = 1000
+) -> list[list[int]]:
+    """The most probable choice of operations whose summed cost is at most `budget`.
 
     A knapsack solved by dynamic programming; of the partial choices whose costs agree to ``budget / resolution`` the
-    most probable is kept. The sums themselves are exact, so the budget always holds.
+    most probable is kept. The sums themselves are exact, so the budget always holds. An edge behind a node that
+    receives nothing costs nothing, and is none.
 
     Parameters
     ----------
     log_p : Tensor
-        Log-probabilities, ``[E, O]``.
+        Log-probabilities of G cells, ``[G, E, O]``.
     costs : Tensor
         Cost of each operation, ``[O]``.
     budget : float
         Largest sum, in the unit of `costs`.
+    nodes : int
+        N, to which the E edges belong.
+    none : int, optional
+        Place of the operation that sends nothing.
 
     Raises
     ------
@@ -308,16 +316,34 @@ def within_budget(log_p: Tensor, costs: Tensor, budget: float, resolution: int =
     limit = budget * (1 + 1e-6)
     unit = max(limit, 1e-12) / resolution
     prices = costs.tolist()
-    best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, ())}
-    for edge in log_p.tolist():
-        reached: dict[int, tuple[float, float, tuple[int, ...]]] = {}
-        for score, used, chosen in best.values():
-            for operation, price in enumerate(prices):
-                value, total = score + edge[operation], used + price
-                place = round(total / unit)
-                if total <= limit and (place not in reached or value > reached[place][0]):
-                    reached[place] = (value, total, (*chosen, operation))
-        best = reached
+    # By rounded cost and the nodes of the cell that receive something: log-probability, cost, choice.
+    best: dict[tuple[int, int], tuple[float, float, tuple[int, ...]]] = {(0, 1): (0.0, 0.0, ())}
+    for cell in log_p.tolist():
+        best = _better((place, 1, state) for (place, _), state in best.items())  # node 0 receives the cell's input
+        for (i, j), edge in zip(edges(nodes), cell, strict=True):
+            reached = []
+            for (_, alive), (score, used, chosen) in best.items():
+                if none is not None and not alive >> i & 1:
+                    reached.append((round(used / unit), alive, (score, used, (*chosen, none))))
+                    continue
+                for operation, price in enumerate(prices):
+                    if (total := used + price) <= limit:
+                        now = alive if operation == none else alive | 1 << j
+                        reached.append((round(total / unit), now, (score + edge[operation], total, (*chosen, operation))))
+            best = _better(reached)
         if not best:
             raise AdaRecError(f"cost_budget: no choice of operations costs at most {budget:.4g}")
-    return list(max(best.values())[2])
+    flat = max(best.values())[2]
+    width = len(edges(nodes))
+    return [list(flat[start : start + width]) for start in range(0, len(flat), width)]
+
+
+def _better(
+    states: Iterable[tuple[int, int, tuple[float, float, tuple[int, ...]]]],
+) -> dict[tuple[int, int], tuple[float, float, tuple[int, ...]]]:
+    """The most probable of the states of the same cost and the same nodes."""
+    best: dict[tuple[int, int], tuple[float, float, tuple[int, ...]]] = {}
+    for place, alive, state in states:
+        if (place, alive) not in best or state[0] > best[place, alive][0]:
+            best[place, alive] = state
+    return best

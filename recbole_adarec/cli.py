@@ -30,8 +30,14 @@ synthetic data (parts teacher, search, inference, growth). Takes the keys of a r
 
 Several runs, compared on the same users; NAME is search-vs-random (--random=20 architectures), ablation, teachers, or
 transfer (--scenes="[ml-100k, ml-1m]"). Takes the keys of a run too; the same command continues it.
+
+       python run_adarec.py compare --models="SASRec GRU4Rec AdaRecStudent" [--reference=AdaRecStudent]
+                                    [--fast_baselines] [--output=compare]
+
+Trains the models that are not there yet, and compares them on the same users: accuracy with significance, size, speed,
+training time. AdaRecStudent, AdaRecTeacher, and RecBole's models; --fast_baselines: causal ones on every position.
 """
-VERBS = ("benchmark", "experiment")
+VERBS = ("benchmark", "experiment", "compare")
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -76,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb == "experiment":
             kept = "finished runs are kept, the same command continues"
             return _experiment(arguments)
+        if verb == "compare":
+            kept = "finished models are kept, the same command continues"
+            return _compare(arguments)
         return _run(arguments)
     except AdaRecError as error:
         _complain(str(error))
@@ -173,6 +182,25 @@ def _experiment(arguments: Sequence[str]) -> int:
         given["number"] = given.pop("random")
     keep_freed_memory()
     print(table(run_experiment(names[0], files, values, **given)))
+    return 0
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    from recbole_adarec.allocator import keep_freed_memory
+    from recbole_adarec.comparison import models_table, run_comparison, significance_table
+
+    arguments = ["--fast_baselines=True" if argument == "--fast_baselines" else argument for argument in arguments]
+    files, values = parse_arguments(arguments)
+    models = values.pop("models", [])
+    own = {"reference": str, "fast_baselines": bool, "output": str}
+    given = {key: values.pop(key) for key in own if key in values}
+    for key, value in given.items():
+        if not isinstance(value, own[key]):
+            raise AdaRecError(f"compare: {key} is {value!r}, expected {own[key].__name__}")
+    keep_freed_memory()
+    found = run_comparison(models.split() if isinstance(models, str) else models, files, values, **given)
+    print(f"{models_table(found)}\n\n{significance_table(found)}")
+    print(f"\ncomparison: {os.path.join(given.get('output', 'compare'), found['dataset'], 'compare.html')}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,15 @@ class Run:
     ----------
     values : dict
         What `recbole_adarec.config.resolve` returned.
+
+    Attributes
+    ----------
+    after_epoch : callable, optional
+        Told the stage, the epoch from 0, and the validation metric, after each epoch that was validated.
     """
 
     def __init__(self, values: dict[str, Any]) -> None:
+        self.after_epoch: Callable[[str, int, float], None] | None = None
         if values["threads"]:
             torch.set_num_threads(values["threads"])
         if distributed.world_size() > 1:  # part of the configuration: a batch is as many times larger
@@ -108,8 +115,8 @@ class Run:
             load_state(path, expected=STAGES[stage])
             write_bytes(self.folder / f"{stage}.pth", Path(path).read_bytes())
 
-    def train(self) -> dict[str, dict[str, Any]]:
-        """Run the stages that are not finished; what their files hold."""
+    def train(self, only_teacher: bool = False) -> dict[str, dict[str, Any]]:
+        """Run the stages that are not finished, or the first of them alone; what their files hold."""
         with self.folder.recording():
             data = self.data.dataset
             getLogger().info(
@@ -118,6 +125,8 @@ class Run:
                 f"processes: {distributed.world_size()}"
             )
             contents = {"teacher": self._stage("teacher", self._train)}
+            if only_teacher:
+                return contents
             if self.architecture is None:
                 contents["search"] = self._stage("search", self._search)
                 self.architecture = self._chosen(contents["search"])
@@ -176,7 +185,8 @@ class Run:
 
     def _train(self, config: AdaRecConfig, data: Loaders) -> tuple[Any, dict[str, Any]]:
         trainer = self._trainer(config, data)
-        results = self._fit_and_evaluate(trainer, data, config["show_progress"])
+        report = self.after_epoch and partial(self.after_epoch, trainer.stage)
+        results = fit_and_evaluate(trainer, data, config["show_progress"], report)
         results["history"] = trainer.history
         results["distillation"] = trainer.distillation_state()
         results["item_tokens"] = [str(token) for token in data.dataset.field2id_token[data.dataset.iid_field]]
@@ -245,19 +255,6 @@ class Run:
         scores = user_scores(trainer.model.eval(), self.data.valid)  # all rows, in every process
         return distributed.from_first(float(scores.log_likelihood.mean()))
 
-    def _fit_and_evaluate(self, trainer: Any, data: Loaders, show_progress: bool) -> dict[str, Any]:
-        """Fit, take the best epoch by the validation metric, and evaluate it; all of it RecBole's own."""
-        path = Path(trainer.saved_model_file)
-        try:
-            trainer.fit(data.train, data.valid, verbose=True, show_progress=show_progress)
-            valid = dict(trainer.evaluate(data.valid, load_best_model=True))
-            test = dict(trainer.evaluate(data.test, load_best_model=False))
-        finally:
-            if distributed.is_first():
-                path.unlink(missing_ok=True)
-        trainer.model.eval()
-        return {"valid": plain(valid), "test": plain(test), "epochs": len(trainer.train_loss_dict)}
-
     # ------------------------------------------------------------------ baselines
 
     def _baseline_config(self, name: str, **extra: Any) -> AdaRecConfig:
@@ -276,7 +273,7 @@ class Run:
             data = load_data(config)
             start = time.perf_counter()
             trainer = self._trainer(config, data)
-            results = self._fit_and_evaluate(trainer, data, config["show_progress"])
+            results = fit_and_evaluate(trainer, data, config["show_progress"])
             save_model(path, trainer.model, config, seconds=time.perf_counter() - start, **results)
         content = load_checkpoint(path)
         model = get_model(name)(config, self.data.train._dataset).to(config["device"]).eval()
@@ -348,3 +345,19 @@ class Run:
         write_text(self.folder / "report.md", pages.markdown(report, history))
         write_text(self.folder / "report.html", pages.html(report, history, operations))
         return report
+
+
+def fit_and_evaluate(
+    trainer: Any, data: Loaders, show_progress: bool, after_epoch: Callable[[int, float], None] | None = None
+) -> dict[str, Any]:
+    """Fit, take the best epoch by the validation metric, and evaluate it; all of it RecBole's own."""
+    path = Path(trainer.saved_model_file)
+    try:
+        trainer.fit(data.train, data.valid, verbose=True, show_progress=show_progress, callback_fn=after_epoch)
+        valid = dict(trainer.evaluate(data.valid, load_best_model=True))
+        test = dict(trainer.evaluate(data.test, load_best_model=False))
+    finally:
+        if distributed.is_first():
+            path.unlink(missing_ok=True)
+    trainer.model.eval()
+    return {"valid": plain(valid), "test": plain(test), "epochs": len(trainer.train_loss_dict)}

@@ -136,7 +136,7 @@ class Comparison:
                 for name, entry in entries.items()
             ],
             "significance": [
-                {"model": name, "measure": measure, **compared(scores[name]["test"], scores[reference]["test"], measure)}
+                {"model": name, "measure": measure} | compared(scores[name]["test"], scores[reference]["test"], measure)
                 for name in names
                 if name != reference
                 for measure in MEASURES
@@ -157,7 +157,7 @@ class Comparison:
         if not names:
             return {}
         run = Run(self.values | {"baselines": [], "run_dir": str(self.folder / "run")})
-        contents = run.train(only_teacher="AdaRecStudent" not in names)
+        contents = run.train(until="student" if "AdaRecStudent" in names else "teacher")
         seconds = [content["seconds"] for content in contents.values()]
         if (choice := self.folder / "run" / "candidates.json").is_file():
             seconds.append(json.loads(choice.read_text(encoding="utf-8"))["seconds"])
@@ -252,7 +252,8 @@ def latex(found: Mapping[str, Any]) -> str:
         | {"p, t-test": _figure(row["t_test_p"], "{:.2g}"), "p, Wilcoxon": _figure(row["wilcoxon_p"], "{:.2g}")}
         for row in found["significance"]
     ]
-    measured = [words for words in (_words(m, found) for m in MEASURES) if all(row[words] is not None for row in results)]
+    measures = [_words(measure, found) for measure in MEASURES]
+    measured = [words for words in measures if all(row[words] is not None for row in results)]
     tables = [list_to_latex(results, subset_columns=measured)[1]]
     if tests:
         tables.append(list_to_latex(tests)[1])

@@ -115,8 +115,8 @@ class Run:
             load_state(path, expected=STAGES[stage])
             write_bytes(self.folder / f"{stage}.pth", Path(path).read_bytes())
 
-    def train(self, only_teacher: bool = False) -> dict[str, dict[str, Any]]:
-        """Run the stages that are not finished, or the first of them alone; what their files hold."""
+    def train(self, until: str = "student") -> dict[str, dict[str, Any]]:
+        """Run the stages that are not finished, up to the one named; what their files hold."""
         with self.folder.recording():
             data = self.data.dataset
             getLogger().info(
@@ -125,10 +125,12 @@ class Run:
                 f"processes: {distributed.world_size()}"
             )
             contents = {"teacher": self._stage("teacher", self._train)}
-            if only_teacher:
+            if until == "teacher":
                 return contents
             if self.architecture is None:
                 contents["search"] = self._stage("search", self._search)
+                if until == "search":
+                    return contents
                 self.architecture = self._chosen(contents["search"])
             if distributed.is_first():
                 self.architecture.save(self.folder / "architecture.yaml")

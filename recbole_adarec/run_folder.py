@@ -140,7 +140,8 @@ def default_folder(dataset: str) -> Path:
     return folder
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a key, with or without the prefix of a stage, changes no result."""
     return key in _FREE_KEYS or key.partition("_")[2] in _FREE_KEYS  # with the prefix of a stage
 
 
@@ -148,7 +149,7 @@ def check_same(stored: dict[str, Any], values: dict[str, Any], path: Path) -> No
     """Refuse to go on with what other values gave."""
     current = plain(values)
     for key in sorted(set(stored) | set(current)):
-        if not _is_free(key) and stored.get(key) != current.get(key):
+        if not is_free(key) and stored.get(key) != current.get(key):
             raise AdaRecError(
                 f"run_dir: {path} is a run of another configuration: {key} is {stored.get(key)!r} there and "
                 f"{current.get(key)!r} now; give another run_dir, or the same values"

@@ -412,6 +412,7 @@ def with_ray(
         Told each record.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # it prints though told not to
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial reports nothing
     import ray
     from ray import tune
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
@@ -450,9 +451,7 @@ def with_ray(
             tune_config=tune.TuneConfig(
                 metric="score", mode="max" if study.bigger else "min", scheduler=order, max_concurrent_trials=workers
             ),
-            run_config=import_module("ray.air").RunConfig(
-                storage_path=str(study.folder / "ray"), verbose=0, callbacks=[Record()]
-            ),
+            run_config=_of_ray("RunConfig")(storage_path=str(study.folder / "ray"), verbose=0, callbacks=[Record()]),
         )
         tuner.fit()
     finally:
@@ -470,7 +469,7 @@ def _ray_trial(config: dict[str, Any], study: Study, threads: int, cwd: str) -> 
 
     def tell(score: float) -> None:
         told.append(score)
-        _ray_report({"score": score, "scores": list(told)})
+        _of_ray("report")({"score": score, "scores": list(told)})
 
     def after_epoch(score: float) -> None:
         if len(told) + 1 < epochs:  # the last one is told with the record: stopped by it, a trial would lose its end
@@ -485,14 +484,11 @@ def _ray_trial(config: dict[str, Any], study: Study, threads: int, cwd: str) -> 
         tell(score)
 
 
-def _ray_report(metrics: dict[str, Any]) -> None:
-    """Ray's report to its scheduler, whose place depends on Ray's version."""
-    from ray import tune
-
-    if version("ray").startswith("2.6."):
-        import_module("ray.air.session").report(metrics)
-    else:
-        tune.report(metrics)
+def _of_ray(name: str) -> Any:
+    """Ray's ``RunConfig`` or ``report``, which RecBole's Ray, 2.6 at most, has in other places than Ray has now."""
+    old = {"RunConfig": "ray.air", "report": "ray.air.session"}
+    is_old = tuple(map(int, version("ray").split(".")[:2])) <= (2, 6)
+    return getattr(import_module(old[name] if is_old else "ray.tune"), name)
 
 
 # ---------------------------------------------------------------------- command

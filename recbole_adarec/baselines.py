@@ -96,7 +96,7 @@ class EveryPositionTrainer(AdaRecTeacherTrainer):
 def every_position_values() -> dict[str, Any]:
     """Keys of our training that RecBole's models do not have."""
     ours = model_defaults("AdaRecTeacher")
-    return {key: ours[key] for key in ("item_loss", "sampled_above", "sampled_items")} | {"item_table_rate": 1.0}
+    return {key: ours[key] for key in ours if key.startswith(("item_", "sampled_"))} | {"item_table_rate": 1.0}
 
 
 def baseline_config(values: dict[str, Any], name: str, every_position: bool = False, **extra: Any) -> AdaRecConfig:

@@ -177,7 +177,8 @@ class Comparison:
         fast = self._on_every_position(name)
         path = self.folder / f"{name}{'-every-position' if fast else ''}.pth"
         if not path.is_file():
-            train_baseline(path, config, self.data if fast else None)
+            with self.folder.part(path.stem):
+                train_baseline(path, config, self.data if fast else None)
         content = load_checkpoint(path, expected=MODEL_FORMAT)
         model = build(config, self.data, fast)
         model.load_state_dict(content["state_dict"])

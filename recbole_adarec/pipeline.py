@@ -25,7 +25,7 @@ from recbole_adarec.files import load_checkpoint, plain, write_bytes, write_text
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.model.cost import architecture_cost, layers_cost
 from recbole_adarec.model.student import as_architecture
-from recbole_adarec.run_folder import RunFolder, default_folder
+from recbole_adarec.run_folder import RECBOLE_LOGS, RunFolder, default_folder
 from recbole_adarec.trainer.search import bilevel_split
 
 CANDIDATES_FORMAT = "recbole-adarec-candidates/1"
@@ -106,8 +106,9 @@ class Run:
         if self.architecture is None:
             models[1].limit_cost(configs[1]["cost_budget"], models[0])
             bilevel_split(self.data.train._dataset, configs[1])
-        folder = distributed.from_first(values["run_dir"] or default_folder(values["dataset"]))
-        self.folder = RunFolder(folder, resolved(self.values))
+        parent = configs[0]["checkpoint_dir"]
+        folder = distributed.from_first(values["run_dir"] or default_folder(values["dataset"], parent))
+        self.folder = RunFolder(folder, resolved(self.values), log=None if values["run_dir"] else RECBOLE_LOGS)
 
     def adopt(self, stage: str, path: str | Path) -> None:
         """Take a stage's file from another run of the same values, instead of making it."""
@@ -160,7 +161,8 @@ class Run:
             start = time.perf_counter()
             # Every stage starts from the seed, so that a continued run gives the numbers of an unbroken one.
             init_seed(config["seed"], config["reproducibility"])
-            model, results = work(config, self.data.for_stage(config))
+            with self.folder.part(name):
+                model, results = work(config, self.data.for_stage(config))
             seconds = time.perf_counter() - start
             if distributed.is_first():
                 save_model(path, model, config, seconds=seconds, **results)
@@ -229,9 +231,11 @@ class Run:
         if len(candidates) > 1 and not distributed.from_first(path.is_file()):
             start = time.perf_counter()
             getLogger().info(f"choice among {len(candidates)} candidates begins")
+            with self.folder.part("choice"):
+                tried = [(candidate, self._try(candidate)) for candidate in candidates]
             found = [
-                {**candidate.to_dict(), "operations": candidate.count(), "valid_log_likelihood": self._try(candidate)}
-                for candidate in candidates
+                {**candidate.to_dict(), "operations": candidate.count(), "valid_log_likelihood": likelihood}
+                for candidate, likelihood in tried
             ]
             seconds = round(time.perf_counter() - start, 2)
             if distributed.is_first():
@@ -274,8 +278,9 @@ class Run:
         if not path.is_file():
             data = load_data(config)
             start = time.perf_counter()
-            trainer = self._trainer(config, data)
-            results = fit_and_evaluate(trainer, data, config["show_progress"])
+            with self.folder.part(name):
+                trainer = self._trainer(config, data)
+                results = fit_and_evaluate(trainer, data, config["show_progress"])
             save_model(path, trainer.model, config, seconds=time.perf_counter() - start, **results)
         content = load_checkpoint(path)
         model = get_model(name)(config, self.data.train._dataset).to(config["device"]).eval()

@@ -32,7 +32,7 @@ from recbole.trainer.hyper_tuning import HyperTuning
 from recbole.utils import argument_list
 from tabulate import tabulate
 
-from recbole_adarec.config import resolve, stage_config
+from recbole_adarec.config import STAGES, resolve, stage_config
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.files import plain, write_bytes, write_text
 from recbole_adarec.pipeline import Run
@@ -44,7 +44,7 @@ TOOLS = ("hyperopt", "ray")
 ALGOS = ("exhaustive", "random", "bayes")
 SCHEDULERS = ("asha", "fifo")
 STATUSES = ("finished", "stopped", "failed")  # stopped: early, by a scheduler
-SHARED = {"teacher": "AdaRecTeacher", "search": "AdaRecSupernet"}  # stages that trials take from each other
+SHARED = ("teacher", "search")  # stages that trials take from each other
 _BOUNDS = {"uniform": 2, "quniform": 3, "loguniform": 2}
 _RUN_KEYS = {"architecture", "baselines", "latency_repeats"}  # of a run as a whole, and of none of the shared stages
 _HYPEROPT = "0.2.5"
@@ -232,7 +232,7 @@ class Study:
             run = Run(resolve(None, [], self.values | params | {"run_dir": str(self.path(params))} | extra))
             if after_epoch is not None:
                 run.after_epoch = lambda stage, _, score: after_epoch(score) if stage == "student" else None
-            for stage in SHARED if run.architecture is None else ["teacher"]:
+            for stage in SHARED if run.architecture is None else SHARED[:1]:
                 self._share(run, stage)
             student = run.train()["student"]
         except Exception as error:  # whatever a combination of values brings about, the other trials go on
@@ -278,23 +278,19 @@ def stage_digest(values: dict[str, Any], stage: str) -> str:
 
     What is left out: keys of the stages after it that neither it nor RecBole has, and those that change no result.
     """
-    stages = ("teacher", "search", "student")
-    own = {key for name in stages[: stages.index(stage) + 1] for key in model_defaults(_MODELS[name])}
-    later = {key for name in stages[stages.index(stage) + 1 :] for key in model_defaults(_MODELS[name])}
-    recbole = {key for group in ("general", "training", "evaluation", "dataset") for key in _recbole_arguments(group)}
-    others = (later | _RUN_KEYS) - own - recbole
+    stages = list(STAGES)
+    up_to, after = stages[: stages.index(stage) + 1], stages[stages.index(stage) + 1 :]
+    own = {key for name in up_to for key in model_defaults(STAGES[name])}
+    later = {key for name in after for key in model_defaults(STAGES[name])}
+    groups = (
+        getattr(argument_list, f"{group}_arguments") for group in ("general", "training", "evaluation", "dataset")
+    )
+    others = (later | _RUN_KEYS) - own - set(itertools.chain(*groups))
     read: dict[str, Any] = {}
-    for name in stages[: stages.index(stage) + 1]:
+    for name in up_to:
         config = stage_config(values, name).final_config_dict
         read[name] = {key: str(value) for key, value in config.items() if key not in others and not is_free(key)}
     return _digest(read)
-
-
-_MODELS = {**SHARED, "student": "AdaRecStudent"}
-
-
-def _recbole_arguments(group: str) -> list[str]:
-    return list(getattr(argument_list, f"{group}_arguments"))
 
 
 @contextmanager
@@ -322,13 +318,9 @@ def objective_function(
         As RecBole's objective has it; a run is always kept.
     """
     values = resolve(None, config_file_list, config_dict)
-    return _as_recbole(values, Run(values).train()["student"])
-
-
-def _as_recbole(values: dict[str, Any], student: Mapping[str, Any]) -> dict[str, Any]:
-    config = stage_config(values, "student")
+    config, student = stage_config(values, "student"), Run(values).train()["student"]
     return {
-        "model": "AdaRecStudent",
+        "model": config["model"],
         "best_valid_score": student["valid"][config["valid_metric"].lower()],
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": student["valid"],

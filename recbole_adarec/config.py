@@ -21,7 +21,7 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.cost import COSTS
 from recbole_adarec.model.operations import check_operations
 from recbole_adarec.model.teacher import BACKBONES
-from recbole_adarec.settings import PROPERTIES, Loader, find_file, load_yaml, model_defaults, run_defaults
+from recbole_adarec.settings import Loader, find_file, load_yaml, model_defaults, run_defaults
 
 STAGES = {"teacher": "AdaRecTeacher", "search": "AdaRecSupernet", "student": "AdaRecStudent"}
 _RECBOLE = Path(recbole.__file__).parent
@@ -238,9 +238,9 @@ def _known_keys() -> set[str]:
 def _baseline_keys(baselines: Any) -> set[str]:
     keys: set[str] = set()
     for name in baselines if isinstance(baselines, list) else []:
-        for folder in (_RECBOLE / "properties", PROPERTIES):
-            if (path := folder / "model" / f"{name}.yaml").is_file():
-                keys |= set(load_yaml(path))
+        path = _RECBOLE / "properties/model" / f"{name}.yaml"
+        if path.is_file():
+            keys |= set(load_yaml(path))
     return keys
 
 

@@ -6,6 +6,11 @@
 >>> student.recommend(["50", "172", "181"], k=10)
 """
 
+from importlib.util import find_spec
+
+if find_spec("recbole") is None:
+    raise ImportError("recbole is missing; on Python 3.12 and above: pip install --no-deps recbole==1.2.1")
+
 from recbole_adarec.deployment.recommender import Recommender, load_student
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.architecture import Architecture

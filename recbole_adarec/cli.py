@@ -30,8 +30,21 @@ synthetic data (parts teacher, search, inference, growth). Takes the keys of a r
 
 Several runs, compared on the same users; NAME is search-vs-random (--random=20 architectures), ablation, teachers, or
 transfer (--scenes="[ml-100k, ml-1m]"). Takes the keys of a run too; the same command continues it.
+
+       python run_adarec.py compare --models="SASRec GRU4Rec AdaRecStudent" [--reference=AdaRecStudent]
+                                    [--fast_baselines] [--output=compare]
+
+Trains the models that are not there yet, and compares them on the same users: accuracy with significance, size, speed,
+training time. AdaRecStudent, AdaRecTeacher, and RecBole's models; --fast_baselines: causal ones on every position.
+
+       python run_adarec.py tune [--params_file=tuning/student.yaml] [--tool=hyperopt] [--algo=bayes] [--max_evals=20]
+                                 [--early_stop=10] [--output=tuning]
+       python run_adarec.py tune --tool=ray [--workers=2] [--scheduler=asha] [--ray_address=auto] ...
+
+Runs over a space of any keys, by the validation metric of the student; best.yaml is for --config_files=. algo:
+exhaustive, random, bayes (hyperopt). Takes the keys of a run too; the same command continues it.
 """
-VERBS = ("benchmark", "experiment")
+VERBS = ("benchmark", "experiment", "compare", "tune")
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -76,6 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb == "experiment":
             kept = "finished runs are kept, the same command continues"
             return _experiment(arguments)
+        if verb == "compare":
+            kept = "finished models are kept, the same command continues"
+            return _compare(arguments)
+        if verb == "tune":
+            kept = "finished trials are kept, the same command continues"
+            return _tune(arguments)
         return _run(arguments)
     except AdaRecError as error:
         _complain(str(error))
@@ -174,6 +193,51 @@ def _experiment(arguments: Sequence[str]) -> int:
     keep_freed_memory()
     print(table(run_experiment(names[0], files, values, **given)))
     return 0
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    from recbole_adarec.allocator import keep_freed_memory
+    from recbole_adarec.comparison import models_table, run_comparison, significance_table
+
+    arguments = ["--fast_baselines=True" if argument == "--fast_baselines" else argument for argument in arguments]
+    files, values = parse_arguments(arguments)
+    models = values.pop("models", [])
+    given = _own(values, "compare", {"reference": str, "fast_baselines": bool, "output": str})
+    keep_freed_memory()
+    found = run_comparison(models.split() if isinstance(models, str) else models, files, values, **given)
+    print(f"{models_table(found)}\n\n{significance_table(found)}")
+    print(f"\ncomparison: {os.path.join(given.get('output', 'compare'), found['dataset'], 'compare.html')}")
+    return 0
+
+
+def _tune(arguments: Sequence[str]) -> int:
+    from recbole_adarec.allocator import keep_freed_memory
+    from recbole_adarec.tuning import run_tuning
+
+    files, values = parse_arguments(arguments)
+    own = {"params_file": str, "tool": str, "algo": str, "scheduler": str, "ray_address": str, "output": str}
+    given = _own(values, "tune", own | {"max_evals": int, "early_stop": int, "workers": int})
+    keep_freed_memory()
+
+    def told(record: dict[str, Any]) -> None:
+        score = record["error"] if record["status"] == "failed" else f"{record['metric']} {record['score']}"
+        print(f"{record['status']}: {score}  {record['params']}", flush=True)
+
+    found = run_tuning(files, values, told=told, **given)
+    folder = os.path.join(given.get("output", "tuning"), found["dataset"])
+    if found["best"] is None:
+        raise AdaRecError(f"tune: no trial finished; {os.path.join(folder, 'study.md')} says why")
+    print(f"\nbest: {found['metric']} {found['best']['score']}  --config_files={os.path.join(folder, 'best.yaml')}")
+    return 0
+
+
+def _own(values: dict[str, Any], verb: str, types: dict[str, type]) -> dict[str, Any]:
+    """Take a verb's own keys out of the values, each of its type."""
+    given = {key: values.pop(key) for key in types if key in values}
+    for key, value in given.items():
+        if not isinstance(value, types[key]):
+            raise AdaRecError(f"{verb}: {key} is {value!r}, expected {types[key].__name__}")
+    return given
 
 
 def entry() -> NoReturn:

@@ -1,4 +1,4 @@
-"""What RecBole 1.2.1 needs on current torch, and nothing else.
+"""What RecBole 1.2.1 needs on current torch and numpy, and nothing else.
 
 * torch >= 2.6 loads only tensors and plain values unless told otherwise, RecBole pickles its ``Config`` into every
   checkpoint: training ends in an error when the best model is loaded. Here the checkpoint holds the configuration as
@@ -7,6 +7,7 @@
   measured, training then takes 1.7 (RecBole's NextItNet) to 3 times (ours) as long.
 * RecBole's download ends in ``torch.distributed.barrier()`` without a process group, which raises after the files
   have arrived.
+* RecBole gives numpy back the names that numpy 1.24 removed, by way of names that numpy 2 removed too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from functools import wraps
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import torch
+from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.trainer import Trainer
 from recbole.utils import set_color, url
@@ -82,6 +85,15 @@ def _download(self: Dataset) -> None:
         torch.distributed.barrier()
 
 
+def _numpy_names(self: Config) -> None:
+    """RecBole's ``Config.compatibility_settings``, in names that numpy 1 and 2 both have."""
+    for name, scalar in {
+        "bool": np.bool_, "int": np.int_, "float": np.float64, "complex": np.complex128, "object": np.object_,
+        "str": np.str_, "long": np.int_, "unicode": np.str_,
+    }.items():  # fmt: skip
+        setattr(np, name, scalar)
+
+
 def apply() -> None:
     """Put the replacements in place; calling it again changes nothing."""
     if not hasattr(Trainer._save_checkpoint, "__wrapped__"):
@@ -89,3 +101,4 @@ def apply() -> None:
         torch.autograd.set_detect_anomaly(False)
     Trainer._save_checkpoint = wraps(Trainer._save_checkpoint)(_save_plain_checkpoint)
     Dataset._download = wraps(Dataset._download)(_download)
+    Config.compatibility_settings = wraps(Config.compatibility_settings)(_numpy_names)

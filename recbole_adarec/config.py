@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,8 @@ def make_config(model: str, values: dict[str, Any]) -> AdaRecConfig:
     values = {key: value for key, value in values.items() if key not in ("dataset", "model")} | {
         "dataset": values["dataset"]
     }
+    if values.get("log_wandb") and find_spec("wandb") is None:
+        raise AdaRecError("log_wandb: Weights & Biases is not installed; pip install wandb")
     try:
         return AdaRecConfig(model=model, dataset=values["dataset"], config_dict=values)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError, AttributeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from recbole_adarec.files import load_checkpoint, plain, write_bytes, write_text
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.model.cost import architecture_cost, layers_cost
 from recbole_adarec.model.student import as_architecture
-from recbole_adarec.run_folder import RunFolder, default_folder
+from recbole_adarec.run_folder import RECBOLE_LOGS, RunFolder, default_folder
 from recbole_adarec.trainer.search import bilevel_split
 
 CANDIDATES_FORMAT = "recbole-adarec-candidates/1"
@@ -74,9 +75,15 @@ class Run:
     ----------
     values : dict
         What `recbole_adarec.config.resolve` returned.
+
+    Attributes
+    ----------
+    after_epoch : callable, optional
+        Told the stage, the epoch from 0, and the validation metric, after each epoch that was validated.
     """
 
     def __init__(self, values: dict[str, Any]) -> None:
+        self.after_epoch: Callable[[str, int, float], None] | None = None
         if values["threads"]:
             torch.set_num_threads(values["threads"])
         if distributed.world_size() > 1:  # part of the configuration: a batch is as many times larger
@@ -99,8 +106,9 @@ class Run:
         if self.architecture is None:
             models[1].limit_cost(configs[1]["cost_budget"], models[0])
             bilevel_split(self.data.train._dataset, configs[1])
-        folder = distributed.from_first(values["run_dir"] or default_folder(values["dataset"]))
-        self.folder = RunFolder(folder, resolved(self.values))
+        parent = configs[0]["checkpoint_dir"]
+        folder = distributed.from_first(values["run_dir"] or default_folder(values["dataset"], parent))
+        self.folder = RunFolder(folder, resolved(self.values), log=None if values["run_dir"] else RECBOLE_LOGS)
 
     def adopt(self, stage: str, path: str | Path) -> None:
         """Take a stage's file from another run of the same values, instead of making it."""
@@ -108,8 +116,8 @@ class Run:
             load_state(path, expected=STAGES[stage])
             write_bytes(self.folder / f"{stage}.pth", Path(path).read_bytes())
 
-    def train(self) -> dict[str, dict[str, Any]]:
-        """Run the stages that are not finished; what their files hold."""
+    def train(self, until: str = "student") -> dict[str, dict[str, Any]]:
+        """Run the stages that are not finished, up to the one named; what their files hold."""
         with self.folder.recording():
             data = self.data.dataset
             getLogger().info(
@@ -118,8 +126,12 @@ class Run:
                 f"processes: {distributed.world_size()}"
             )
             contents = {"teacher": self._stage("teacher", self._train)}
+            if until == "teacher":
+                return contents
             if self.architecture is None:
                 contents["search"] = self._stage("search", self._search)
+                if until == "search":
+                    return contents
                 self.architecture = self._chosen(contents["search"])
             if distributed.is_first():
                 self.architecture.save(self.folder / "architecture.yaml")
@@ -149,7 +161,8 @@ class Run:
             start = time.perf_counter()
             # Every stage starts from the seed, so that a continued run gives the numbers of an unbroken one.
             init_seed(config["seed"], config["reproducibility"])
-            model, results = work(config, self.data.for_stage(config))
+            with self.folder.part(name):
+                model, results = work(config, self.data.for_stage(config))
             seconds = time.perf_counter() - start
             if distributed.is_first():
                 save_model(path, model, config, seconds=seconds, **results)
@@ -176,7 +189,8 @@ class Run:
 
     def _train(self, config: AdaRecConfig, data: Loaders) -> tuple[Any, dict[str, Any]]:
         trainer = self._trainer(config, data)
-        results = self._fit_and_evaluate(trainer, data, config["show_progress"])
+        report = self.after_epoch and partial(self.after_epoch, trainer.stage)
+        results = fit_and_evaluate(trainer, data, config["show_progress"], report)
         results["history"] = trainer.history
         results["distillation"] = trainer.distillation_state()
         results["item_tokens"] = [str(token) for token in data.dataset.field2id_token[data.dataset.iid_field]]
@@ -217,9 +231,11 @@ class Run:
         if len(candidates) > 1 and not distributed.from_first(path.is_file()):
             start = time.perf_counter()
             getLogger().info(f"choice among {len(candidates)} candidates begins")
+            with self.folder.part("choice"):
+                tried = [(candidate, self._try(candidate)) for candidate in candidates]
             found = [
-                {**candidate.to_dict(), "operations": candidate.count(), "valid_log_likelihood": self._try(candidate)}
-                for candidate in candidates
+                {**candidate.to_dict(), "operations": candidate.count(), "valid_log_likelihood": likelihood}
+                for candidate, likelihood in tried
             ]
             seconds = round(time.perf_counter() - start, 2)
             if distributed.is_first():
@@ -245,19 +261,6 @@ class Run:
         scores = user_scores(trainer.model.eval(), self.data.valid)  # all rows, in every process
         return distributed.from_first(float(scores.log_likelihood.mean()))
 
-    def _fit_and_evaluate(self, trainer: Any, data: Loaders, show_progress: bool) -> dict[str, Any]:
-        """Fit, take the best epoch by the validation metric, and evaluate it; all of it RecBole's own."""
-        path = Path(trainer.saved_model_file)
-        try:
-            trainer.fit(data.train, data.valid, verbose=True, show_progress=show_progress)
-            valid = dict(trainer.evaluate(data.valid, load_best_model=True))
-            test = dict(trainer.evaluate(data.test, load_best_model=False))
-        finally:
-            if distributed.is_first():
-                path.unlink(missing_ok=True)
-        trainer.model.eval()
-        return {"valid": plain(valid), "test": plain(test), "epochs": len(trainer.train_loss_dict)}
-
     # ------------------------------------------------------------------ baselines
 
     def _baseline_config(self, name: str, **extra: Any) -> AdaRecConfig:
@@ -275,8 +278,9 @@ class Run:
         if not path.is_file():
             data = load_data(config)
             start = time.perf_counter()
-            trainer = self._trainer(config, data)
-            results = self._fit_and_evaluate(trainer, data, config["show_progress"])
+            with self.folder.part(name):
+                trainer = self._trainer(config, data)
+                results = fit_and_evaluate(trainer, data, config["show_progress"])
             save_model(path, trainer.model, config, seconds=time.perf_counter() - start, **results)
         content = load_checkpoint(path)
         model = get_model(name)(config, self.data.train._dataset).to(config["device"]).eval()
@@ -348,3 +352,19 @@ class Run:
         write_text(self.folder / "report.md", pages.markdown(report, history))
         write_text(self.folder / "report.html", pages.html(report, history, operations))
         return report
+
+
+def fit_and_evaluate(
+    trainer: Any, data: Loaders, show_progress: bool, after_epoch: Callable[[int, float], None] | None = None
+) -> dict[str, Any]:
+    """Fit, take the best epoch by the validation metric, and evaluate it; all of it RecBole's own."""
+    path = Path(trainer.saved_model_file)
+    try:
+        trainer.fit(data.train, data.valid, verbose=True, show_progress=show_progress, callback_fn=after_epoch)
+        valid = dict(trainer.evaluate(data.valid, load_best_model=True))
+        test = dict(trainer.evaluate(data.test, load_best_model=False))
+    finally:
+        if distributed.is_first():
+            path.unlink(missing_ok=True)
+    trainer.model.eval()
+    return {"valid": plain(valid), "test": plain(test), "epochs": len(trainer.train_loss_dict)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import sys
@@ -29,6 +30,7 @@ _FREE_KEYS = {
     "nproc", "ip", "port", "group_offset",
 }  # fmt: skip
 _NEEDED_BYTES = 64 * 2**20
+RECBOLE_LOGS = Path("log/AdaRec")  # as RecBole has log/<model>/ where the user stands
 
 
 class RunFolder:
@@ -40,6 +42,8 @@ class RunFolder:
         The folder; made if it is not there.
     values : dict
         The whole resolved configuration of the run.
+    log : path-like, optional
+        Another folder that is given the log too.
 
     Raises
     ------
@@ -47,8 +51,9 @@ class RunFolder:
         If the folder holds a run of another configuration, or something that is no run, or the disk is full.
     """
 
-    def __init__(self, path: str | Path, values: dict[str, Any]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, values: dict[str, Any], log: str | Path | None = None) -> None:
+        self.path, self._part = Path(path), ""
+        self._logs = [self / "log.txt"] if log is None else [self / "log.txt", Path(log) / f"{self.path.name}.log"]
         if distributed.is_first():
             self._begin(values)
         distributed.barrier()
@@ -86,20 +91,44 @@ class RunFolder:
         afterwards. Of several processes only the first one writes.
         """
         first = distributed.is_first()
-        logger, handler = logging.getLogger(), _Log(self / "log.txt") if first else logging.NullHandler()
+        logger, handlers = logging.getLogger(), [_Log(p) for p in self._logs] if first else [logging.NullHandler()]
         level, tensorboard = logger.level, recbole.trainer.trainer.get_tensorboard
-        logger.addHandler(handler)
+        for handler in handlers:
+            logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         recbole.trainer.trainer.get_tensorboard = lambda _: (
-            SummaryWriter(str(self / "tensorboard")) if first else _NoWriter()
+            SummaryWriter(str(self / "tensorboard" / self._part)) if first else _NoWriter()
         )
         try:
             yield
         finally:
             recbole.trainer.trainer.get_tensorboard = tensorboard
             logger.setLevel(level)
-            logger.removeHandler(handler)
-            handler.close()
+            for handler in handlers:
+                logger.removeHandler(handler)
+                handler.close()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Keep what a stage sends to TensorBoard and to Weights & Biases apart from the others, under its name.
+
+        RecBole's trainers begin a run of Weights & Biases where there is none (``log_wandb``): here each stage has one,
+        in the group of the run folder. One that was begun before is the user's, and takes everything.
+        """
+        wandb = sys.modules.get("wandb")
+        foreign = wandb is not None and wandb.run is not None
+        names = {"WANDB_RUN_GROUP": self.path.name, "WANDB_NAME": f"{self.path.name} {name}"}
+        before, self._part = dict(os.environ), name
+        os.environ.update({key: value for key, value in names.items() if key not in before})
+        try:
+            yield
+        finally:
+            self._part = ""
+            for key in names.keys() - before.keys():
+                del os.environ[key]
+            wandb = sys.modules.get("wandb")
+            if wandb is not None and wandb.run is not None and not foreign:
+                wandb.finish()
 
 
 class _NoWriter:
@@ -117,6 +146,7 @@ class _Log(logging.FileHandler):
 
     def __init__(self, path: Path) -> None:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             super().__init__(path, encoding="utf-8")
         except OSError as error:
             raise AdaRecError(f"cannot write {path}: {error.strerror or error}") from error
@@ -130,17 +160,18 @@ class _Log(logging.FileHandler):
         raise AdaRecError(f"cannot write {self.baseFilename}: {error}") from error
 
 
-def default_folder(dataset: str) -> Path:
-    """``saved/<dataset>-<time>``, one that is not there yet."""
+def default_folder(dataset: str, parent: str = "saved") -> Path:
+    """``saved/<dataset>-<time>``, one that is not there yet; RecBole's ``checkpoint_dir`` names another parent."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder, number = Path("saved") / f"{dataset}-{stamp}", 1
+    folder, number = Path(parent) / f"{dataset}-{stamp}", 1
     while folder.exists():
         number += 1
-        folder = Path("saved") / f"{dataset}-{stamp}-{number}"
+        folder = Path(parent) / f"{dataset}-{stamp}-{number}"
     return folder
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a key, with or without the prefix of a stage, changes no result."""
     return key in _FREE_KEYS or key.partition("_")[2] in _FREE_KEYS  # with the prefix of a stage
 
 
@@ -148,7 +179,7 @@ def check_same(stored: dict[str, Any], values: dict[str, Any], path: Path) -> No
     """Refuse to go on with what other values gave."""
     current = plain(values)
     for key in sorted(set(stored) | set(current)):
-        if not _is_free(key) and stored.get(key) != current.get(key):
+        if not is_free(key) and stored.get(key) != current.get(key):
             raise AdaRecError(
                 f"run_dir: {path} is a run of another configuration: {key} is {stored.get(key)!r} there and "
                 f"{current.get(key)!r} now; give another run_dir, or the same values"

@@ -825,3 +825,39 @@ def _render(parts: Sequence[Any]) -> str:
         )
         drawn += 1
     return "".join(pieces)
+
+
+def comparison_page(
+    heading: str,
+    lead: Sequence[str],
+    tables: Mapping[str, str],
+    planes: Mapping[str, Sequence[tuple[str, float, float]]],
+    notes: Sequence[str],
+) -> str:
+    """Models side by side as one page.
+
+    Parameters
+    ----------
+    heading : str
+        What was compared.
+    lead, notes : sequence of str
+        Sentences above the tables, and below the figures.
+    tables : mapping of str to str
+        Heading and HTML of each table.
+    planes : mapping of str to sequence
+        For each measure what `pareto_figure` draws.
+    """
+    panels: list[Panel] = [(name, pareto_figure(models, name)) for name, models in planes.items() if models]
+    parts: list[Any] = [
+        PAGE_HEAD.format(title=escape(heading), style=STYLE),
+        f"<header><h1>{escape(heading)}</h1>{''.join(map(_paragraph, lead))}</header>",
+        *(part for name, table in tables.items() for part in _section(name, _scrolling(table))),
+        *_section(
+            "Accuracy against size",
+            _paragraph("The line joins the models that none is smaller and better than."),
+            panels,
+            "No model has layer parameters.",
+        ),
+        f"<footer>{''.join(map(_paragraph, notes))}</footer></main></body></html>\n",
+    ]
+    return _render(parts)

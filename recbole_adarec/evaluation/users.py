@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 
@@ -22,11 +23,15 @@ class UserScores(NamedTuple):
     log_likelihood : Tensor
         Log-probability of the held-out item among all items, natural logarithm, ``[U]``. A finer
         measure than NDCG@k, which most users leave at 0.
+    recall, mrr : Tensor
+        Recall@k (of one item: Hit@k) and MRR@k, ``[U]``.
     """
 
     user: Tensor
     ndcg: Tensor
     log_likelihood: Tensor
+    recall: Tensor
+    mrr: Tensor
 
 
 @torch.no_grad()
@@ -43,19 +48,20 @@ def user_scores(model: Any, loader: Any, k: int = 10) -> UserScores:
         Length of the ranking.
     """
     device = next(model.parameters()).device
-    users, gains, likelihoods = [], [], []
+    users, ranks, likelihoods = [], [], []
     for interaction, _, _, item in loader:
         scores = model.full_sort_predict(interaction.to(device)).float()
         scores[:, 0] = -math.inf  # the padding item is none
         of_item = scores.gather(1, item.to(device)[:, None])
-        rank = (scores > of_item).sum(1)
-        gains.append(torch.where(rank < k, 1 / torch.log2(rank + 2.0), 0.0).cpu())
+        ranks.append((scores > of_item).sum(1).cpu())
         likelihoods.append((of_item[:, 0] - scores.logsumexp(1)).cpu())
         users.append(interaction[loader.dataset.uid_field].cpu())
     user, row = torch.cat(users).unique(return_inverse=True)
     count = torch.bincount(row)
-    means = [torch.bincount(row, weights=torch.cat(values)) / count for values in (gains, likelihoods)]
-    return UserScores(user, *means)
+    rank = torch.cat(ranks)
+    inside = (rank < k).double()
+    values = (inside / torch.log2(rank + 2.0), torch.cat(likelihoods), inside, inside / (rank + 1))
+    return UserScores(user, *(torch.bincount(row, weights=of_row) / count for of_row in values))
 
 
 class Difference(NamedTuple):
@@ -91,3 +97,22 @@ def paired_difference(ours: Tensor, theirs: Tensor, resamples: int = 10_000, see
         means[start : start + step] = values[drawn].mean(1)
     low, high = np.percentile(means, (2.5, 97.5))
     return Difference(float(values.mean()), float(low), float(high))
+
+
+class Significance(NamedTuple):
+    """Two-sided p-values of paired tests over users; None where no user differs, or too few do."""
+
+    t_test: float | None
+    wilcoxon: float | None
+
+
+def paired_tests(ours: Tensor, theirs: Tensor) -> Significance:
+    """Paired t-test and Wilcoxon's signed-rank test of a value for each user, ``[U]``, by scipy.
+
+    The t-test is of the mean, Wilcoxon's of the ranks of the differences, users without one left out.
+    """
+    difference = (ours - theirs).double().numpy()
+    if np.count_nonzero(difference) < 2:
+        return Significance(None, None)
+    found = (stats.ttest_1samp(difference, 0.0).pvalue, stats.wilcoxon(difference).pvalue)
+    return Significance(*(float(p) if math.isfinite(p) else None for p in found))

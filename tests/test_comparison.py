@@ -1,0 +1,134 @@
+"""Models side by side: the same users, figures that are RecBole's, honest tests, nothing trained twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from recbole.utils import get_model
+from scipy import stats
+
+from recbole_adarec.baselines import CAUSAL, EveryPosition, baseline_config
+from recbole_adarec.cli import main
+from recbole_adarec.config import resolve
+from recbole_adarec.data.loading import load_data
+from recbole_adarec.evaluation.users import paired_tests
+from tests.conftest import make_config
+
+SMALL = [
+    "--epochs=1", "--hidden_size=16", "--search_hidden_size=8", "--block_num=1", "--distilled_layers=2",
+    "--candidates=1", "--inner_size=16", "--cost_budget=0.5", "--train_batch_size=200", "--show_progress=False",
+    "--latency_repeats=5",
+]  # fmt: skip
+
+
+def compare(tiny: Path, models: str, *more: str) -> int:
+    return main(["compare", "--dataset=tiny", f"--data_path={tiny}", f"--models={models}", *SMALL, *more])
+
+
+@pytest.fixture
+def found(tiny):
+    assert compare(tiny, "SASRec FPMC AdaRecStudent AdaRecTeacher") == 0
+    return json.loads(Path("compare/tiny/compare.json").read_text())
+
+
+def test_models_of_all_kinds_are_compared_and_nothing_is_trained_twice(found, tiny, capsys):
+    folder = Path("compare/tiny")
+    assert [model["name"] for model in found["models"]] == ["SASRec", "FPMC", "AdaRecStudent", "AdaRecTeacher"]
+    assert found["reference"] == "AdaRecStudent" and found["users"] == 60
+    for model in found["models"]:
+        # RecBole's metrics are its trainer's; the log-likelihood is that of a guess at least
+        assert 0 <= model["test"]["ndcg@10"] <= model["test"]["recall@10"] <= 1 and model["test"]["log_likelihood"] > -9
+        assert model["parameters"]["item_table"] > 0 and model["training"]["seconds"] > 0
+        assert model["latency_ms"]["batch_1_p50"] > 0 and model["macs_per_sequence"] >= 0
+    student, teacher = found["models"][2:]
+    assert student["training"]["seconds"] > teacher["training"]["seconds"], "with its teacher and its search"
+    by_name = {model["name"]: model for model in found["models"]}
+    for row in found["significance"]:
+        if row["measure"] != "log_likelihood":  # RecBole rounds to four digits
+            ours, theirs = (by_name[name]["test"][f"{row['measure']}@10"] for name in (row["model"], "AdaRecStudent"))
+            assert row["mean"] == pytest.approx(ours - theirs, abs=1.1e-4)
+        assert row["low"] <= row["mean"] <= row["high"]
+    assert {row["model"] for row in found["significance"]} == {"SASRec", "FPMC", "AdaRecTeacher"}
+    for name, words in (("md", "as RecBole trains it: SASRec"), ("tex", "\\bfseries"), ("html", "Plotly.newPlot")):
+        assert words in (folder / f"compare.{name}").read_text()
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")}
+    # One more model joins, trained the fast way; the others are as they were.
+    assert compare(tiny, "SASRec AdaRecStudent GRU4Rec FPMC", "--fast_baselines", "--reference=FPMC") == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    again = json.loads((folder / "compare.json").read_text())
+    assert [m["training"]["how"] for m in again["models"]] == ["every position", "run", "every position", "RecBole"]
+    assert again["models"][3]["test"] == found["models"][1]["test"] and again["reference"] == "FPMC"
+    assert "not as RecBole trains it (`--fast_baselines`): SASRec, GRU4Rec" in (folder / "compare.md").read_text()
+    capsys.readouterr()
+    assert compare(tiny, "SASRec", "--seed=1") == 2
+    assert "seed is 2020 there and 1 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(CAUSAL))
+def test_a_causal_model_sees_no_later_item_and_its_last_state_is_recboles(name, ml100k):
+    values = resolve("ml-100k", [], {"baselines": [name], "show_progress": False})
+    config = baseline_config(values, name, every_position=True)
+    model = EveryPosition(config, ml100k.train._dataset).eval()
+    rows = ml100k.test._dataset[torch.arange(40)]
+    items, lengths = rows["item_id_list"], rows["item_length"]
+    states = model.encode(items).output
+    changed = items.clone()
+    changed[:, 6:] = changed[:, 6:].flip(0)
+    assert torch.equal(model.encode(changed).output[:, :6], states[:, :6])
+    full = rows[lengths == items.shape[1]] if name == "NextItNet" else rows  # RecBole's reads the last position
+    assert len(full["item_length"]) > 5
+    expected = model.stock.full_sort_predict(full)
+    assert torch.allclose(model.full_sort_predict(full), expected, atol=1e-4)
+    assert "gather_indexes" not in vars(model.stock), "RecBole's model is left as it was"
+
+
+def test_every_position_learns(tiny):
+    """The next item follows from the last one nine times of ten."""
+    from recbole_adarec.baselines import train_baseline
+    from recbole_adarec.files import load_checkpoint
+
+    overrides = {"baselines": ["GRU4Rec"], "data_path": str(tiny), "show_progress": False, "train_batch_size": 200}
+    values = resolve("tiny", [], overrides | {"epochs": 40, "learning_rate": 0.02})
+    config = baseline_config(values, "GRU4Rec", every_position=True)
+    data = load_data(make_config("teacher", "tiny", data_path=str(tiny)))
+    train_baseline(Path("fast.pth"), config, data)
+    assert load_checkpoint("fast.pth")["test"]["ndcg@10"] > 0.6
+
+
+def test_models_of_sampled_negatives_get_recboles(tiny):
+    values = resolve("tiny", [], {"baselines": ["FPMC", "SASRec"], "data_path": str(tiny)})
+    assert baseline_config(values, "FPMC")["train_neg_sample_args"]["sample_num"] == 1
+    assert baseline_config(values, "SASRec")["train_neg_sample_args"]["distribution"] == "none"
+    assert get_model("FPMC").__module__.startswith("recbole.")
+
+
+def test_p_values_are_scipys_and_none_where_nothing_differs():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = torch.rand(80, generator=generator), torch.rand(80, generator=generator) - 0.1
+    found = paired_tests(ours, theirs)
+    assert found.t_test == pytest.approx(stats.ttest_rel(ours.double(), theirs.double()).pvalue)
+    assert found.wilcoxon == pytest.approx(stats.wilcoxon(ours.double(), theirs.double()).pvalue)
+    assert paired_tests(ours, ours) == (None, None)
+    assert paired_tests(ours, -theirs).t_test == pytest.approx(paired_tests(-theirs, ours).t_test)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "name the models"),
+        (["--models=SASRec NoSuchModel"], "'NoSuchModel'"),
+        (["--models=SASRec", "--reference=GRU4Rec"], "reference is 'GRU4Rec'"),
+        (["--models=SASRec", "--nproc=2"], "leave out nproc"),
+        (["--models=SASRec", "--fast_baselines=3"], "fast_baselines is 3"),
+        (["--models=SASRec", "--num_layer=2"], "num_layer"),
+        (["--models=GRU4Rec", "--baseline_loss_type=BPR", "--fast_baselines"], "every position takes 'CE'"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(arguments, word, capsys):
+    assert main(["compare", "--show_progress=False", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert word in error and error.count("\n") == 1
+    assert not list(Path().rglob("*.pth"))

@@ -1,0 +1,85 @@
+"""What RecBole's users are used to: TensorBoard, Weights & Biases, ``log/`` and ``saved/``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from recbole_adarec.cli import main
+from recbole_adarec.config import resolve
+from recbole_adarec.pipeline import Run
+
+SMALL = {
+    "epochs": 1, "hidden_size": 8, "block_num": 1, "distilled_layers": 2, "cost_budget": None, "candidates": 1,
+    "train_batch_size": 400, "show_progress": False,
+}  # fmt: skip
+
+
+class FakeWandb(ModuleType):
+    """As much of wandb as RecBole's logger uses, and what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)
+        self.run: Any = None
+        self.began: list[str] = []
+        self.logged: dict[str, list[str]] = {}
+
+    def init(self, project: str, config: Any) -> None:
+        self.began.append(f"{project}: {os.environ['WANDB_NAME']} of {os.environ['WANDB_RUN_GROUP']}")
+        self.run = type("Run", (), {"summary": {}})()
+
+    def log(self, metrics: dict[str, Any], commit: bool) -> None:
+        self.logged.setdefault(self.began[-1], []).extend(metrics)
+
+    def define_metric(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        self.run = None
+
+
+@pytest.fixture
+def wandb(monkeypatch) -> FakeWandb:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def test_each_stage_has_its_own_curves_and_logs_are_where_recbole_has_them(tiny, wandb):
+    values = resolve("tiny", [], {**SMALL, "data_path": str(tiny), "log_wandb": True, "wandb_project": "p"})
+    run = Run(values | {"checkpoint_dir": "kept"})
+    run.train(until="search")
+    name = run.folder.path.name
+    assert run.folder.path.parent == Path("kept") and name.startswith("tiny-")
+    assert wandb.began == [f"p: {name} {stage} of {name}" for stage in ("teacher", "search")] and wandb.run is None
+    assert {"train/train_loss", "valid/ndcg@10"} <= set(wandb.logged[wandb.began[0]])
+    assert not {"WANDB_NAME", "WANDB_RUN_GROUP"} & set(os.environ)
+    assert sorted(path.name for path in (run.folder / "tensorboard").iterdir()) == ["search", "teacher"]
+    log = Path("log/AdaRec") / f"{name}.log"
+    assert log.read_text() == (run.folder / "log.txt").read_text() and "teacher begins" in log.read_text()
+    assert not Path("log_tensorboard").exists() and not Path("saved").exists()
+
+
+def test_a_run_of_the_user_goes_on(tiny, wandb):
+    wandb.run = mine = type("Run", (), {"summary": {}})()
+    wandb.began.append("mine")
+    overrides = {**SMALL, "data_path": str(tiny), "log_wandb": True, "run_dir": "here"}
+    Run(resolve("tiny", [], overrides)).train(until="teacher")
+    assert wandb.run is mine and wandb.began == ["mine"] and "train/train_loss" in wandb.logged["mine"]
+    assert not Path("log").exists(), "a run whose folder was named keeps its log there alone"
+
+
+def test_missing_wandb_is_said_before_anything_is_written(tiny, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("recbole_adarec.config.find_spec", lambda name: None)
+    assert main(["--dataset=tiny", f"--data_path={tiny}", "--log_wandb=True"]) == 2
+    error = capsys.readouterr().err
+    assert "pip install wandb" in error and error.count("\n") == 1
+    assert not Path("saved").exists() and not Path("log").exists()

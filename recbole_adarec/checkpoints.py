@@ -14,10 +14,10 @@ FORMAT = "recbole-adarec-model/1"
 
 
 class _StoredDataset:
-    """As much of a RecBole dataset as a model asks for: the number of items."""
+    """As much of a RecBole dataset as a model asks for: the number of items, and for RecBole's own that of users."""
 
-    def __init__(self, n_items: int) -> None:
-        self.n_items = n_items
+    def __init__(self, n_items: int, n_users: int | None) -> None:
+        self.n_items, self.user_num = n_items, n_users
 
     def num(self, field: str) -> int:
         return self.n_items
@@ -69,7 +69,9 @@ def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> 
     from recbole.utils import get_model
 
     config = {**content["config"], "device": torch.device(device)}
-    model = get_model(content["model"])(_Stored(config), _StoredDataset(content["n_items"]))
+    model = get_model(content["model"])(
+        _Stored(config), _StoredDataset(content["n_items"], content.get("n_users"))
+    )  # fmt: skip
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:

@@ -16,16 +16,19 @@ from recbole_adarec import distributed
 from recbole_adarec.checkpoints import build_model, load_state, save_model
 from recbole_adarec.config import STAGES, AdaRecConfig, make_config, resolve, resolved, stage_config, stage_values
 from recbole_adarec.data.loading import Loaders, load_data
-from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation import report as pages
 from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed
 from recbole_adarec.evaluation.users import user_scores
 from recbole_adarec.files import load_checkpoint, plain, write_bytes, write_text
+from recbole_adarec.foreign import read_checkpoint
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.model.cost import architecture_cost, layers_cost
 from recbole_adarec.model.student import as_architecture
+from recbole_adarec.plugins import load_plugins
 from recbole_adarec.run_folder import RunFolder, default_folder
+from recbole_adarec.stock import check_recorded, check_sequential, is_checkpoint
 from recbole_adarec.trainer.search import bilevel_split
+from recbole_adarec.trainer.teacher import evaluate_stock
 
 CANDIDATES_FORMAT = "recbole-adarec-candidates/1"
 REPORT_FORMAT = "recbole-adarec-report/1"
@@ -90,12 +93,16 @@ class Run:
             # The file may change while the run lasts; the run keeps what the file said.
             self.values = values | {"architecture": self.architecture.to_dict()}
         # Everything that can be refused is refused before anything is written.
+        load_plugins(values["plugins"])
+        self._stock = self._stock_values()
         configs = [self.config(stage) for stage in STAGES]
         for name in self.values["baselines"]:
             self._baseline_config(name)
         distributed.start(configs[0]["device"])
         self.data = load_data(configs[0])
         models = [get_model(config["model"])(config, self.data.train._dataset) for config in configs]
+        if is_checkpoint(values["teacher"]):
+            models[0].load(read_checkpoint(values["teacher"]).state_dict, values["teacher"])
         if self.architecture is None:
             models[1].limit_cost(configs[1]["cost_budget"], models[0])
             bilevel_split(self.data.train._dataset, configs[1])
@@ -117,7 +124,7 @@ class Run:
                 f"{len(data.items)} interactions; {self.data.valid.config['eval_batch_size']} rows ranked at a time; "
                 f"processes: {distributed.world_size()}"
             )
-            contents = {"teacher": self._stage("teacher", self._train)}
+            contents = {"teacher": self._stage("teacher", self._stock_teacher if self._stock else self._train)}
             if self.architecture is None:
                 contents["search"] = self._stage("search", self._search)
                 self.architecture = self._chosen(contents["search"])
@@ -138,7 +145,19 @@ class Run:
     # ------------------------------------------------------------------ stages
 
     def config(self, stage: str, **extra: Any) -> AdaRecConfig:
-        return stage_config(self.values, stage, **extra)
+        return stage_config(self.values, stage, **(self._stock if stage == "teacher" else {}) | extra)
+
+    def _stock_values(self) -> dict[str, Any]:
+        """What the configuration of the teacher's stage has to say of a stock model in its place."""
+        teacher = self.values["teacher"]
+        if not teacher:
+            return {}
+        if is_checkpoint(teacher):
+            stock = read_checkpoint(teacher).config
+        else:
+            check_sequential(teacher, "teacher")
+            stock = plain(self._stock_config(teacher, "teacher").final_config_dict)
+        return {"stock": stock, "backbone": f"{stock['model']} (RecBole)"}
 
     def _stage(self, name: str, work: Callable[[AdaRecConfig, Loaders], tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
         """The content of a stage's file, made now unless it is there."""
@@ -258,19 +277,46 @@ class Run:
         trainer.model.eval()
         return {"valid": plain(valid), "test": plain(test), "epochs": len(trainer.train_loss_dict)}
 
-    # ------------------------------------------------------------------ baselines
+    # ------------------------------------------------------------------ RecBole's own models
+
+    def _stock_teacher(self, config: AdaRecConfig, data: Loaders) -> tuple[Any, dict[str, Any]]:
+        """RecBole's model as the teacher: read from its checkpoint, or trained now; its results on this data."""
+        model = get_model(config["model"])(config, data.train._dataset).to(config["device"])
+        source = self.values["teacher"]
+        if is_checkpoint(source):
+            checkpoint = read_checkpoint(source)
+            weights, epochs = checkpoint.state_dict, checkpoint.epochs
+        else:
+            if distributed.is_first():
+                self._baseline(source, "teacher")
+            distributed.barrier()
+            trained = load_checkpoint(self.folder / f"teacher-{source}.pth")
+            weights, epochs = trained["state_dict"], trained["epochs"]
+        model.load(weights, source)
+        model.eval().check(next(iter(data.valid))[0][:32].to(config["device"]))
+        results = evaluate_stock(config, model, data)
+        if is_checkpoint(source):
+            getLogger().info(check_recorded(checkpoint, results["valid"]))
+        getLogger().info(model.lessons())
+        return model, {
+            **results,
+            "epochs": epochs,
+            "history": [],
+            "n_users": data.dataset.user_num,
+            "item_tokens": [str(token) for token in data.dataset.field2id_token[data.dataset.iid_field]],
+        }
+
+    def _stock_config(self, name: str, stage: str, **extra: Any) -> AdaRecConfig:
+        return make_config(name, stage_values(self.values, stage) | extra)
 
     def _baseline_config(self, name: str, **extra: Any) -> AdaRecConfig:
-        try:
-            get_model(name)
-        except (ValueError, ImportError, AttributeError) as error:
-            raise AdaRecError(f"baselines: RecBole has no model {name!r}") from error
-        return make_config(name, stage_values(self.values, "baseline") | extra)
+        check_sequential(name, "baselines")
+        return self._stock_config(name, "baseline", **extra)
 
-    def _baseline(self, name: str) -> tuple[Any, dict[str, Any]]:
-        """A stock RecBole model, trained as RecBole trains it, and its results."""
-        path = self.folder / f"baseline-{name}.pth"
-        config = self._baseline_config(name, checkpoint_dir=str(self.folder.path))
+    def _baseline(self, name: str, stage: str = "baseline") -> tuple[Any, dict[str, Any]]:
+        """A stock RecBole model, trained as RecBole trains it, and its results; `stage` is the prefix of its values."""
+        path = self.folder / f"{stage}-{name}.pth"
+        config = self._stock_config(name, stage, checkpoint_dir=str(self.folder.path))
         init_seed(config["seed"], config["reproducibility"])
         if not path.is_file():
             data = load_data(config)
@@ -337,6 +383,7 @@ class Run:
                 "operations": self.architecture.count(),
                 "search": searched,
             },
+            "teaching": models["teacher"].lessons() if self._stock else None,
             "distillation": student["history"][-1].get("flow")
             and {
                 key: student["history"][-1][key] for key in ("student_layer_weights", "teacher_layer_weights", "flow")

@@ -84,6 +84,7 @@ def markdown(report: Mapping[str, Any], history: Mapping[str, Any]) -> str:
     parts = [
         f"# AdaRec on {report.get('dataset') or DASH}, seed {_text(_number(report, 'seed'), '{:.0f}')}",
         comparison_table(report),
+        str(report.get("teaching") or ""),
         "## Stages",
         _stages_table(report, "github"),
         "## Architecture",
@@ -120,7 +121,12 @@ def html(report: Mapping[str, Any], history: Mapping[str, Any], operations: Sequ
     parts: list[Any] = [
         PAGE_HEAD.format(title=title, style=STYLE),
         f"<header><h1>{title}</h1><p>Teacher against searched student, seed {seed}</p></header>",
-        *_section("Comparison", _scrolling(_models_table(report, "html")) + _paragraph(_ratios(report))),
+        *_section(
+            "Comparison",
+            _scrolling(_models_table(report, "html"))
+            + _paragraph(_ratios(report))
+            + _paragraph(str(report.get("teaching") or "")),
+        ),
         *_section(
             "Accuracy against size",
             "",

@@ -118,6 +118,10 @@ class SequenceRecommender(SequentialRecommender):
         real = item_seq != 0
         return self.encode(item_seq).at(real), real
 
+    def taught_in(self, interaction: Any) -> tuple[Encoding, Tensor]:
+        """`taught` for a batch of windows; for a teacher that looks at more than its items."""
+        return self.taught(interaction[self.ITEM_SEQ])
+
     def forward(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
         """As RecBole's models: the state of each sequence, ``[B, C]``.
 

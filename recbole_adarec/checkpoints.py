@@ -69,9 +69,17 @@ def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> 
     from recbole.utils import get_model
 
     config = {**content["config"], "device": torch.device(device)}
-    model = get_model(content["model"])(
-        _Stored(config), _StoredDataset(content["n_items"], content.get("n_users"))
-    )  # fmt: skip
+    dataset = _StoredDataset(content["n_items"], content.get("n_users"))
+    try:
+        model = get_model(content["model"])(_Stored(config), dataset)
+    except AdaRecError as error:
+        if not config.get("plugins"):
+            raise
+        # A file may name any path: it is the user who says that a plugin is run.
+        raise AdaRecError(
+            f"{error}; this {content['model']} was made with the plugins {config['plugins']}: load them first, "
+            f"recbole_adarec.load_plugins({config['plugins']})"
+        ) from error
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:

@@ -19,6 +19,9 @@ its prefix: --teacher_epochs=20 --search_learning_rate=0.002 --student_gamma=0.3
   --run_dir=DIR         the folder of the run; the same command with the same folder continues it
   --architecture=FILE   train this architecture without searching
   --baselines="[SASRec, GRU4Rec]"   train these RecBole models too
+  --teacher=saved/SASRec-….pth   a RecBole model as the teacher: its checkpoint, or its name to train it here
+  --model=SASRec        train and report that RecBole model alone
+  --plugins=mine.py     your own operations, teacher adapters and layer mappings
   --nproc=2             in as many processes, on GPUs or CPUs; torchrun works too
 
        python run_adarec.py benchmark [--quick] [--threads=1] [--parts="[teacher, search]"] [--output=benchmark.json]
@@ -30,8 +33,12 @@ synthetic data (parts teacher, search, inference, growth). Takes the keys of a r
 
 Several runs, compared on the same users; NAME is search-vs-random (--random=20 architectures), ablation, teachers, or
 transfer (--scenes="[ml-100k, ml-1m]"). Takes the keys of a run too; the same command continues it.
+
+       python run_adarec.py recommend --run_dir=DIR (--history="50 172 181" | --users="[1, 2]") [--k=10]
+
+What the student and the teacher of a run recommend after a history of item tokens, or to users of its dataset.
 """
-VERBS = ("benchmark", "experiment")
+VERBS = ("benchmark", "experiment", "recommend")
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -47,10 +54,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
     files: list[str] = []
     values: dict[str, Any] = {}
     for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not key.startswith("--") or not equals or len(key) == 2:
-            raise AdaRecError(f"argument {argument!r} is not of the form --key=value; --help shows how")
-        key = key[2:]
+        key, text = _key_and_text(argument)
         if key == "config_files":
             files += text.split()
             continue
@@ -59,6 +63,13 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
             raise AdaRecError(f"--{key} is given twice, as {values[key]!r} and as {value!r}; give it once")
         values[key] = value
     return files, values
+
+
+def _key_and_text(argument: str) -> tuple[str, str]:
+    key, equals, text = argument.partition("=")
+    if not key.startswith("--") or not equals or len(key) == 2:
+        raise AdaRecError(f"argument {argument!r} is not of the form --key=value; --help shows how")
+    return key[2:], text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb == "experiment":
             kept = "finished runs are kept, the same command continues"
             return _experiment(arguments)
+        if verb == "recommend":
+            return _recommend(arguments)
         return _run(arguments)
     except AdaRecError as error:
         _complain(str(error))
@@ -115,7 +128,7 @@ def _run(arguments: list[str]) -> int:
     from recbole_adarec.config import resolve
     from recbole_adarec.distributed import is_first, launch, stop
     from recbole_adarec.evaluation.report import comparison_table
-    from recbole_adarec.pipeline import Run
+    from recbole_adarec.pipeline import begin
 
     values = resolve(None, *parse_arguments(arguments))
     # RecBole's keys of several processes; where torchrun has started them the environment says so.
@@ -128,7 +141,7 @@ def _run(arguments: list[str]) -> int:
             world=nproc if one_machine else world, offset=values.get("group_offset", 0),
         )  # fmt: skip
     keep_freed_memory()
-    run = Run(values)
+    run = begin(values)
     if is_first():
         print(f"run folder: {run.folder.path}")
     report = run.execute()
@@ -173,6 +186,17 @@ def _experiment(arguments: Sequence[str]) -> int:
         given["number"] = given.pop("random")
     keep_freed_memory()
     print(table(run_experiment(names[0], files, values, **given)))
+    return 0
+
+
+def _recommend(arguments: Sequence[str]) -> int:
+    from recbole_adarec.deployment.case_study import recommend
+
+    texts = dict(_key_and_text(argument) for argument in arguments)
+    unknown = set(texts) - {"run_dir", "history", "users", "k", "data_path", "plugins"}
+    if unknown:
+        raise AdaRecError(f"recommend: unknown key {sorted(unknown)[0]!r}; known are run_dir, history, users, k")
+    print(recommend(**texts))
     return 0
 
 

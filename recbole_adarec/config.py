@@ -128,9 +128,11 @@ def resolve(
         given["plugins"] = load_plugins(given["plugins"])
     for where, content in sources.items():
         _check(content, where, _stock_keys(given))
+    if given.get("model") == STAGES["student"]:  # as RecBole names it: the whole run
+        given["model"] = None
     if is_checkpoint(given.get("teacher")):
         given = {**data_of_teacher(given), **given}
-    if "embedding_size" in given:  # RecBole's word for it in some of its models
+    if "embedding_size" in given and not given.get("model"):  # RecBole's word for it in some of its models
         size = given.pop("embedding_size")
         if given.setdefault("hidden_size", size) != size:
             raise AdaRecError("embedding_size and hidden_size are two words for the same thing here; give one of them")

@@ -39,6 +39,7 @@ def run_adarec(
     config_file_list: list[str] | None = None,
     config_dict: dict[str, Any] | None = None,
     run_dir: str | Path | None = None,
+    model: str | None = None,
 ) -> dict[str, Any]:
     """Distil a dataset's teacher into a searched student, and report on both.
 
@@ -52,6 +53,8 @@ def run_adarec(
         Single values; they win over the files.
     run_dir : path-like, optional
         Folder of the run. Finished stages that it holds are not repeated.
+    model : str, optional
+        A model of RecBole, to train and report that one alone; AdaRecStudent, the whole run, by default.
 
     Returns
     -------
@@ -66,8 +69,16 @@ def run_adarec(
     overrides = dict(config_dict or {})
     if run_dir is not None:
         overrides["run_dir"] = str(run_dir)
-    values = resolve(dataset, config_file_list, overrides)
-    return Run(values).execute()
+    if model is not None:
+        overrides["model"] = model
+    return begin(resolve(dataset, config_file_list, overrides)).execute()
+
+
+def begin(values: dict[str, Any]) -> Run:
+    """The run that resolved values ask for: a distillation, or a stock model alone."""
+    from recbole_adarec.stock_run import StockRun
+
+    return StockRun(values) if values["model"] else Run(values)
 
 
 class Run:
@@ -341,10 +352,6 @@ class Run:
         results |= {name: content for name, (_, content) in baselines.items()}
         kinds = {"teacher": contents["teacher"]["config"]["backbone"], "student": "AdaRecStudent"}
 
-        rows = self.data.test._dataset
-        rows = rows[torch.arange(min(len(rows), 256))].to(device)
-        longest = rows[rows[self.data.test._dataset.item_list_length_field].argmax().reshape(1)]
-        speed = measure_speed(models, rows, self.values["latency_repeats"])
         student = contents["student"]
         search = contents.get("search")
         assert self.architecture is not None
@@ -366,18 +373,7 @@ class Run:
                 if (choice := self._candidates())["candidates"]
                 else {}
             ),
-            "models": [
-                {
-                    "name": name,
-                    "kind": kinds.get(name, name),
-                    "parameters": count_parameters(model),
-                    "macs_per_sequence": count_macs(model, longest),
-                    **speed[name],
-                    "valid": results[name]["valid"],
-                    "test": results[name]["test"],
-                }
-                for name, model in models.items()
-            ],
+            "models": self._measured(models, kinds, results),
             "architecture": {
                 **self.architecture.to_dict(),
                 "operations": self.architecture.count(),
@@ -395,3 +391,24 @@ class Run:
         write_text(self.folder / "report.md", pages.markdown(report, history))
         write_text(self.folder / "report.html", pages.html(report, history, operations))
         return report
+
+    def _measured(
+        self, models: dict[str, Any], kinds: dict[str, str], results: dict[str, dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """What the report says of each model, all of them measured in turn."""
+        rows = self.data.test._dataset
+        rows = rows[torch.arange(min(len(rows), 256))].to(next(next(iter(models.values())).parameters()).device)
+        longest = rows[rows[self.data.test._dataset.item_list_length_field].argmax().reshape(1)]
+        speed = measure_speed(models, rows, self.values["latency_repeats"])
+        return [
+            {
+                "name": name,
+                "kind": kinds.get(name, name),
+                "parameters": count_parameters(model),
+                "macs_per_sequence": count_macs(model, longest),
+                **speed[name],
+                "valid": results[name]["valid"],
+                "test": results[name]["test"],
+            }
+            for name, model in models.items()
+        ]

@@ -123,6 +123,7 @@ def check_recorded(checkpoint: StockCheckpoint, valid: dict[str, float]) -> str:
     if abs(here - there) > 0.0005 + 0.02 * abs(there):
         raise AdaRecError(
             f"teacher: {checkpoint.path} had validation {metric} {there:.4f} when RecBole trained it, and has "
-            f"{here:.4f} on this data: {checkpoint.config.get('dataset')} is another file now, or its items have other ids"
+            f"{here:.4f} on this data: the file of {checkpoint.config.get('dataset')} is another one now, or its items "
+            "have other ids"
         )
     return f"validation {metric} of the teacher: {here:.4f}, {there:.4f} in its checkpoint"

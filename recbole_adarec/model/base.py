@@ -136,6 +136,10 @@ class SequenceRecommender(SequentialRecommender):
         ]
         return torch.cat(states)[order.argsort()]
 
+    def scores(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
+        """Scores of all items after each sequence, ``[B, I]``."""
+        return self.item_table.scores(self(item_seq, lengths))
+
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Cross entropy of the next item, mean over every real position of the windows."""
         states, labels = self.training_states(interaction[self.ITEM_SEQ], interaction[self.TARGETS])
@@ -143,7 +147,7 @@ class SequenceRecommender(SequentialRecommender):
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, ``[B, I]``."""
-        return self.item_table.scores(self(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]))
+        return self.scores(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
     def predict(self, interaction: Any) -> Tensor:
         """Scores of the given items, ``[B]``."""

@@ -276,6 +276,12 @@ class StockTeacher(AdaRecTeacher):
         lengths = (item_seq != 0).sum(1)
         return self.read(Rows(item_seq, lengths, torch.ones_like(lengths)))
 
+    def scores(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
+        """Scores of all items after sequences of nobody in particular."""
+        wide = F.pad(item_seq, (0, self.max_seq_length - item_seq.shape[1]))
+        rows = {self.ITEM_SEQ: wide, self.ITEM_SEQ_LEN: lengths, self.USER_ID: torch.zeros_like(lengths)}
+        return self.full_sort_predict(rows)
+
     def full_sort_predict(self, interaction: Any) -> Tensor:
         return self.stock.full_sort_predict(interaction).view(-1, self.n_items)
 

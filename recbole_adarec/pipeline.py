@@ -97,6 +97,7 @@ class Run:
             values = values | {"world_size": distributed.world_size()}
             if not distributed.is_first():
                 values["show_progress"] = False
+        load_plugins(values["plugins"])  # this may be a process of its own
         self.values = values
         self.architecture: Architecture | None = None
         if values["architecture"]:
@@ -104,7 +105,6 @@ class Run:
             # The file may change while the run lasts; the run keeps what the file said.
             self.values = values | {"architecture": self.architecture.to_dict()}
         # Everything that can be refused is refused before anything is written.
-        load_plugins(values["plugins"])
         self._stock = self._stock_values()
         configs = [self.config(stage) for stage in STAGES]
         for name in self.values["baselines"]:

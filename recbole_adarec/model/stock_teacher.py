@@ -31,6 +31,9 @@ class Rows(NamedTuple):
 class TeacherAdapter:
     """How a RecBole model is read; a subclass says what differs, `teacher_adapter` says for which model.
 
+    This class itself reads any model with RecBole's habitual ``forward(item_seq, item_seq_len)`` and scores, by its
+    outputs alone.
+
     Attributes
     ----------
     layers : str
@@ -197,14 +200,14 @@ class StockTeacher(AdaRecTeacher):
     Raises
     ------
     AdaRecError
-        If there is no adapter for the model, or the model wants more of its dataset than that.
+        If it is not known how to read the model, or the model wants more of its dataset than that.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
         SequenceRecommender.__init__(self, config, dataset)
         stock = _Values(config["stock"], device=torch.device(config["device"]))
         self.name: str = stock["model"]
-        self.adapter = adapter_of(self.name)
+        self.adapter = TEACHER_ADAPTERS.get(self.name, TeacherAdapter)()
         self.taught_positions: int = config["taught_positions"]
         try:
             sizes = _Sizes(stock, self.n_items, dataset.user_num)
@@ -220,13 +223,28 @@ class StockTeacher(AdaRecTeacher):
         depth = len(self._layers)
         self.distilled_layers = min(config["distilled_layers"], depth)
         self._layers = list(self.distilled(self._layers))
-        one = torch.ones(1, 1, dtype=torch.long)
-        with torch.no_grad(), _evaluating(self):
-            found = self.read(Rows(one, one[0], one[0]))
+        found = self._try()
         self.embedding_size = found.embedding.shape[-1]
         self.hidden_size = found.layers[0].shape[-1] if found.layers else found.output.shape[-1]
         if any(layer.shape[-1] != self.hidden_size for layer in found.layers):
             raise AdaRecError(f"teacher: the layers {self.adapter.layers!r} of {self.name} differ in size")
+
+    @torch.no_grad()
+    def _try(self) -> Encoding:
+        """Read one sequence; a model without an adapter is read as most of RecBole's are, if its scores come out."""
+        one = torch.ones(1, dtype=torch.long)
+        item_seq = F.pad(one[None], (0, self.max_seq_length - 1))
+        try:
+            with _evaluating(self):
+                self.check({self.ITEM_SEQ: item_seq, self.ITEM_SEQ_LEN: one, self.USER_ID: one})
+                return self.read(Rows(item_seq, one, one))
+        except Exception as error:  # whatever a model makes of arguments that are not its own
+            if self.name in TEACHER_ADAPTERS:
+                raise
+            raise AdaRecError(
+                f"teacher: nothing is known about how to read {self.name}; known are {', '.join(TEACHER_ADAPTERS)}; "
+                f"{HOW}"
+            ) from error
 
     @property
     def item_embeddings(self) -> Tensor:
@@ -351,14 +369,6 @@ class StockTeacher(AdaRecTeacher):
                     f"{worst:.2g} of the largest); mend its output and table, or leave its outputs empty if it is not "
                     "causal"
                 )
-
-
-def adapter_of(model: str) -> TeacherAdapter:
-    """The adapter of a RecBole model; raises `AdaRecError` if there is none."""
-    if model not in TEACHER_ADAPTERS:
-        known = ", ".join(TEACHER_ADAPTERS)
-        raise AdaRecError(f"teacher: nothing is known about how to read {model!r}; known are {known}; {HOW}")
-    return TEACHER_ADAPTERS[model]()
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> 
     config = {**content["config"], "device": torch.device(device)}
     dataset = _StoredDataset(content["n_items"], content.get("n_users"))
     try:
-        model = get_model(content["model"])(_Stored(config), dataset)
+        model = get_model(content["model"])(StoredConfig(config), dataset)
     except AdaRecError as error:
         if not config.get("plugins"):
             raise
@@ -89,7 +89,7 @@ def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> 
     return model.to(device).eval()
 
 
-class _Stored(dict[str, Any]):
+class StoredConfig(dict[str, Any]):
     """A stored configuration; like RecBole's, it gives None for what it does not have."""
 
     def __missing__(self, key: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -185,10 +186,14 @@ def test_student_and_teacher_are_asked_side_by_side(distilled, tiny, capsys):
     out = capsys.readouterr().out
     best = [load(folder).recommend(["3", "4"], k=3)[0] for load in (load_student, load_teacher)]
     assert all(f"| {token}" in out and f"{score:.4g}" in out for token, score in best)
-    assert main(["recommend", f"--run_dir={folder}", "--users=[2, 3]", "--k=20", f"--data_path={tiny}"]) == 0
+    rows = [line.split("\t") for line in (tiny / "tiny/tiny.inter").read_text().splitlines()[1:]]
+    lengths = Counter(row[0] for row in rows)
+    user, other = [user for user in lengths if lengths[user] >= 9][1:3]
+    users = f"--users=[{user}, {other}]"
+    assert main(["recommend", f"--run_dir={folder}", users, "--k=20", f"--data_path={tiny}"]) == 0
     out = capsys.readouterr().out
-    history = [line.split("\t")[1] for line in (tiny / "tiny/tiny.inter").read_text().splitlines() if line[:2] == "2\t"]
-    assert f"user 2: … {' '.join(history[-6:-1])}, then {history[-1]}" in out
+    history = [row[1] for row in rows if row[0] == user]
+    assert f"user {user}: … {' '.join(history[-6:-1])}, then {history[-1]}" in out and f"user {other}: " in out
     assert out.count(f" {history[-1]} *") >= 2  # of 20 items, in both columns
     for arguments, words in (
         (["--users=[99]", f"--data_path={tiny}"], "has no user '99'"),
@@ -260,6 +265,10 @@ def test_a_named_model_is_trained_and_teaches_without_layers(tiny, tmp_path):
     config = load_yaml(tmp_path / "run" / "config.yaml")
     assert config["teacher_embedding_size"] == 8 and config["teacher_epochs"] == 1
     assert resolved(resolve(None, [str(tmp_path / "run" / "config.yaml")], {})) == config
+
+
+def test_our_own_name_is_the_whole_run():
+    assert resolve(None, [], {"model": "AdaRecStudent"}) == resolve(None, [], {})
 
 
 def test_a_recbole_model_alone(tiny, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tabulate import tabulate
 
@@ -12,7 +11,8 @@ from recbole_adarec.data.loading import load_data
 from recbole_adarec.deployment.recommender import load_student, load_teacher
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.plugins import load_plugins
-from recbole_adarec.settings import parse_value
+from recbole_adarec.settings import load_yaml, parse_value
+from recbole_adarec.stock import is_checkpoint
 
 _SHOWN = 5  # items of a history
 
@@ -70,8 +70,11 @@ def _tokens(users: str | None) -> list[str]:
 
 def _histories(run_dir: str, users: list[str], data_path: str | None) -> list[tuple[str, list[str], str]]:
     """User, history and held-out item of the test data, as tokens."""
-    elsewhere: dict[str, Any] = {} if data_path is None else {"data_path": data_path}
-    values = resolve(None, [str(Path(run_dir) / "config.yaml")], elsewhere)
+    # The folder may be anybody's: plugins are run if the user names them, not because it does.
+    given = load_yaml(Path(run_dir) / "config.yaml") | {"plugins": None}
+    if is_checkpoint(given.get("teacher")):  # the folder has all that is needed of it
+        given["teacher"] = None
+    values = resolve(None, None, given if data_path is None else given | {"data_path": data_path})
     data = load_data(stage_config(values, "student"))
     dataset, test = data.dataset, data.test._dataset
     ids = dataset.field2token_id[dataset.uid_field]

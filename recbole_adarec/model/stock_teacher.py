@@ -12,6 +12,7 @@ from recbole.utils import get_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_adarec.checkpoints import StoredConfig
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding, SequenceRecommender
 from recbole_adarec.model.teacher import AdaRecTeacher, prefix_ends
@@ -165,13 +166,6 @@ class _Sizes:
         return self.item_num if field == self._items else self.user_num
 
 
-class _Values(dict[str, Any]):
-    """A configuration; like RecBole's, it gives None for what it does not have."""
-
-    def __missing__(self, key: str) -> None:
-        return None
-
-
 class _StockItems:
     """The stock model's table in the place of an `ItemTable`."""
 
@@ -205,7 +199,7 @@ class StockTeacher(AdaRecTeacher):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         SequenceRecommender.__init__(self, config, dataset)
-        stock = _Values(config["stock"], device=torch.device(config["device"]))
+        stock = StoredConfig(config["stock"], device=torch.device(config["device"]))
         self.name: str = stock["model"]
         self.adapter = TEACHER_ADAPTERS.get(self.name, TeacherAdapter)()
         self.taught_positions: int = config["taught_positions"]

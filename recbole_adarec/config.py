@@ -124,7 +124,7 @@ def resolve(
     given: dict[str, Any] = {}
     for content in sources.values():
         given.update(content)
-    if given.get("plugins"):
+    if isinstance(given.get("plugins"), (str, list)):
         given["plugins"] = load_plugins(given["plugins"])
     for where, content in sources.items():
         _check(content, where, _stock_keys(given))

@@ -34,7 +34,7 @@ def load_plugins(files: str | Path | Sequence[str | Path] | None) -> list[str]:
         If a file is missing, or fails: names the file and the line.
     """
     names = [files] if isinstance(files, (str, Path)) else files or []
-    paths = [find_file(name, "plugins").resolve() for name in names]
+    paths = [find_file(str(name), "plugins").resolve() for name in names]
     for path in paths:
         if path not in _loaded:
             _loaded[path] = _run(path)

@@ -108,6 +108,12 @@ def test_an_adapter_that_claims_too_much_is_refused(tiny, data, monkeypatch, att
         teacher_of(tiny, data, "LightSANs").check(next(iter(data.valid))[0][:8])
 
 
+def test_an_adapter_that_names_no_module_is_refused(tiny, data, monkeypatch):
+    monkeypatch.setitem(TEACHER_ADAPTERS, "SASRec", type("Wrong", (TeacherAdapter,), {"layers": "encoder.*"}))
+    with pytest.raises(AdaRecError, match=r"SASRec has no module 'encoder\.\*'.* it has item_embedding, .*trm_encoder"):
+        teacher_of(tiny, data, "SASRec")
+
+
 def test_a_model_without_an_adapter_teaches_by_its_outputs_or_says_how_to_write_one(tiny, data):
     teacher = teacher_of(tiny, data, "SRGNN")
     teacher.check(next(iter(data.valid))[0][:8])
@@ -239,7 +245,8 @@ def test_a_dataset_of_the_same_name_and_other_content_is_refused(stock, tiny, tm
     ):
         folder = write_dataset(tmp_path / name, "tiny", content)
         with pytest.raises(AdaRecError, match=words):
-            run_adarec(config_dict=SMALL | {"teacher": str(stock["SASRec"]), "data_path": str(folder)}, run_dir=name)
+            given = SMALL | {"teacher": str(stock["SASRec"]), "data_path": str(folder)}
+            run_adarec(config_dict=given, run_dir=tmp_path / f"run-{name}")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,10 @@ class TeacherAdapter:
     embedding = ""
     at_last = False
 
+    def layer_names(self, model: Any) -> str:
+        """`layers`, where a model has them in some configurations only."""
+        return self.layers
+
     def output(self, model: Any, rows: Rows) -> Tensor:
         """What the items are scored by after each sequence, ``[B, C]``."""
         return model(rows.item_seq, rows.length)
@@ -145,7 +149,10 @@ class _LightSANs(TeacherAdapter):
 
 @teacher_adapter("CORE")
 class _CORE(TeacherAdapter):
-    layers = "net.trm_encoder.layer.*"  # none with dnn_type: ave
+    layers = "net.trm_encoder.layer.*"
+
+    def layer_names(self, model: Any) -> str:
+        return self.layers if model.dnn_type == "trm" else ""
 
     def output(self, model: Any, rows: Rows) -> Tensor:
         return model(rows.item_seq) / model.temperature
@@ -212,21 +219,23 @@ class StockTeacher(AdaRecTeacher):
                 f"teacher: {self.name} cannot be built from its configuration and the numbers of items and users "
                 f"alone ({reason})"
             ) from error
+        self.stock.to(stock["device"])  # where some models make tensors of their own
         self.item_table: Any = _StockItems(self.stock, self.adapter)
-        self._layers = self._modules_named(self.adapter.layers)
-        depth = len(self._layers)
-        self.distilled_layers = min(config["distilled_layers"], depth)
-        self._layers = list(self.distilled(self._layers))
-        found = self._try()
+        layers = self._modules_named(self.adapter.layer_names(self.stock))
+        self.distilled_layers = min(config["distilled_layers"], len(layers))
+        self._layers = list(self.distilled(layers))
+        self._outputs = self._modules_named(self.adapter.outputs)[-1:]
+        self._embedding = self._modules_named(self.adapter.embedding)[-1:]
+        found = self._try(stock["device"])
         self.embedding_size = found.embedding.shape[-1]
         self.hidden_size = found.layers[0].shape[-1] if found.layers else found.output.shape[-1]
         if any(layer.shape[-1] != self.hidden_size for layer in found.layers):
             raise AdaRecError(f"teacher: the layers {self.adapter.layers!r} of {self.name} differ in size")
 
     @torch.no_grad()
-    def _try(self) -> Encoding:
+    def _try(self, device: torch.device) -> Encoding:
         """Read one sequence; a model without an adapter is read as most of RecBole's are, if its scores come out."""
-        one = torch.ones(1, dtype=torch.long)
+        one = torch.ones(1, dtype=torch.long, device=device)
         item_seq = F.pad(one[None], (0, self.max_seq_length - 1))
         try:
             with _evaluating(self):
@@ -251,19 +260,24 @@ class StockTeacher(AdaRecTeacher):
 
     def _modules_named(self, pattern: str) -> list[Any]:
         regex = re.escape(pattern).replace(r"\*", r"\d+")
-        return [module for name, module in self.stock.named_modules() if name and re.fullmatch(regex, name)]
+        found = [module for name, module in self.stock.named_modules() if name and re.fullmatch(regex, name)]
+        if pattern and not found:
+            names = ", ".join(name for name, _ in self.stock.named_children())
+            raise AdaRecError(f"teacher: {self.name} has no module {pattern!r} for its adapter; it has {names}")
+        return found
 
     def read(self, rows: Rows) -> Encoding:
         """Run the model on sequences: ``[B, L, C]`` of every position, or ``[B, C]`` of each sequence as a whole."""
         adapter, model = self.adapter, self.stock
         rows = rows._replace(item_seq=self._as_recbole_feeds(rows.item_seq))
-        outputs, embedding = self._modules_named(adapter.outputs)[-1:], self._modules_named(adapter.embedding)
-        with _watching([*self._layers, *outputs, *embedding]) as seen:
+        with _watching([*self._layers, *self._outputs, *self._embedding]) as seen:
             state = adapter.output(model, rows)
+        if len(seen) < len({*self._layers, *self._outputs, *self._embedding}):
+            raise AdaRecError(f"teacher: {self.name} does not run every module that its adapter names")
         layers = [seen[layer] for layer in self._layers]
-        of_items = seen[embedding[0]] if embedding else adapter.item_embedding(model)(rows.item_seq)
+        of_items = seen[self._embedding[0]] if self._embedding else adapter.item_embedding(model)(rows.item_seq)
         if self.everywhere:
-            return Encoding(of_items, tuple(layers), seen[outputs[0]])
+            return Encoding(of_items, tuple(layers), seen[self._outputs[0]])
         row, end = torch.arange(len(state), device=state.device), rows.length - 1
         place = torch.full_like(end, -1) if adapter.at_last else end
         return Encoding(of_items[row, end], tuple(layer[row, place] for layer in layers), state)

@@ -7,12 +7,16 @@ import re
 
 import pytest
 import torch
+from recbole.trainer import Trainer
+from recbole.utils import get_model, get_trainer
 
 import recbole_adarec.pipeline as pipeline
 from recbole_adarec import AdaRecError, load_student, run_adarec
 from recbole_adarec.config import STAGES, resolve, resolved, stage_config
+from recbole_adarec.data.loading import load_data
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.settings import load_yaml, model_defaults
+from tests.conftest import make_config
 
 FAST = {
     "teacher_epochs": 2, "search_epochs": 3, "student_epochs": 2, "teacher_hidden_size": 16, "search_hidden_size": 8,
@@ -229,3 +233,23 @@ def test_layer_weights_do_not_collapse(finished):
 def test_the_page_names_the_dataset(finished):
     page = (finished[0] / "report.html").read_text()
     assert "tiny" in page and not re.search(r'src="https?://', page)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ([0.10, 0.30, 0.20, 0.28, 0.29], 4),  # .30 of 59 rows has an error of .06
+        ([0.10, 0.50, 0.40, 0.45, 0.42], 3),  # .50 one of .065: .42 is worse than luck
+        ([0.10, 0.20, 0.60, 0.30, 0.20], 2),
+    ],
+)
+def test_the_latest_epoch_within_a_standard_error_of_the_best_is_kept(tiny, monkeypatch, scores, kept):
+    config = make_config("teacher", "tiny", **{**FAST, "teacher_epochs": 5}, data_path=str(tiny))
+    data = load_data(config)
+    model = get_model(config["model"])(config, data.train._dataset)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    given = iter(scores)
+    monkeypatch.setattr(Trainer, "_valid_epoch", lambda *_, **__: (next(given), {}))
+    trainer.fit(data.train, data.valid, verbose=False)
+    assert torch.load(trainer.saved_model_file, weights_only=True)["epoch"] == kept
+    assert trainer.best_valid_score == max(scores)

@@ -327,7 +327,7 @@ class Benchmark:
         return {**self._search_step(path), "epoch": self._search_epoch(path)}
 
     def _search_step(self, teacher_path: str) -> Result:
-        values = resolve(None, self.files, {"search_hidden_size": 32} | self.overrides)
+        values = resolve(None, self.files, {"search_hidden_size": 32, "nodes": 3} | self.overrides)
         length = self.config["MAX_ITEM_LIST_LENGTH"]
         extra = {"teacher_path": teacher_path, "alpha_warmup": 0, "train_batch_size": _WINDOWS * length}
         config = stage_config(values, "search", **extra)

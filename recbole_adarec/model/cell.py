@@ -35,11 +35,10 @@ class Cell(nn.Module):
     def __init__(self, size: int, candidates: Sequence[Sequence[str]], nodes: int) -> None:
         super().__init__()
         self.nodes = nodes
-        self.edges = nn.ModuleList(
-            nn.ModuleDict({name: OPERATIONS[name].build(size) for name in names}) for names in candidates
-        )
-        for candidates_of_edge in self.edges:
-            share_maps(candidates_of_edge.values())
+        of_edges = [nn.ModuleDict({name: OPERATIONS[name].build(size) for name in names}) for names in candidates]
+        for of_edge in of_edges:
+            share_maps(of_edge.values())
+        self.edges = nn.ModuleList(of_edges)
         self.node_weights = nn.Parameter(torch.zeros(nodes))  # a
         self.norm = nn.LayerNorm(size)
         # Nearly the identity at first, as the teacher's blocks are: at 1 four cells drown the item embeddings, which

@@ -84,7 +84,8 @@ class MinGRU(nn.Module):
         keep, state = 1 - write, write * self.value(x)
         reach = 1  # state_t holds what the last `reach` positions wrote, keep_t what they keep of what was before
         while reach < x.shape[1]:
-            state = torch.cat([state[:, :reach], torch.addcmul(state[:, reach:], keep[:, reach:], state[:, :-reach])], 1)
+            later = torch.addcmul(state[:, reach:], keep[:, reach:], state[:, :-reach])
+            state = torch.cat([state[:, :reach], later], 1)
             keep = torch.cat([torch.zeros_like(keep[:, :reach]), keep[:, reach:] * keep[:, :-reach]], 1)
             reach *= 2
         return state

@@ -102,6 +102,12 @@ class AdaRecSupernet(CellStack):
         hard = F.one_hot(chosen, soft.shape[-1]).to(soft.dtype)
         return Sample(hard - soft.detach() + soft, self._per_cell(chosen))
 
+    def uniform_path(self, generator: torch.Generator | None = None) -> list[list[int]]:
+        """Draw one operation for each edge, all that can be afforded alike: index by cell and edge."""
+        of_each = self.affordable.float().expand(self.alpha.shape).flatten(0, 1).cpu()
+        chosen = of_each.multinomial(1, generator=generator).view(self.alpha.shape[:2])
+        return self._per_cell(chosen)
+
     def _per_cell(self, choice: Tensor) -> list[list[int]]:
         return choice.expand(len(self.cells), -1).tolist()
 
@@ -329,7 +335,8 @@ def within_budget(
                 for operation, price in enumerate(prices):
                     if (total := used + price) <= limit:
                         now = alive if operation == none else alive | 1 << j
-                        reached.append((round(total / unit), now, (score + edge[operation], total, (*chosen, operation))))
+                        longer = (score + edge[operation], total, (*chosen, operation))
+                        reached.append((round(total / unit), now, longer))
             best = _better(reached)
         if not best:
             raise AdaRecError(f"cost_budget: no choice of operations costs at most {budget:.4g}")

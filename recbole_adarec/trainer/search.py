@@ -45,7 +45,11 @@ class AdaRecSupernetTrainer(DistillationTrainer):
     """Trains the weights of `AdaRecSupernet` on the windows of some users and its α on those of the others.
 
     Each step draws one path and updates w on it with a batch of the first users (only the drawn operations run),
-    then draws another and updates α with a batch of the second.
+    then draws another from α and updates α with a batch of the second.
+
+    Paths of w are drawn uniformly (``uniform_paths``; Guo et al., arXiv 1904.00420). Drawn from α, an operation that
+    lags is trained less and lags more: measured on ml-100k, α gave convolutions .02 in all and pools .70, and its most
+    probable student was worse by .01 to .03 in validation log-likelihood than any drawn from a flattened α.
     """
 
     stage = "search"
@@ -85,9 +89,11 @@ class AdaRecSupernetTrainer(DistillationTrainer):
             yield from self.batches(train_data, windows)
 
     def batch_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        sample = self.model.sample(self.temperature, self.gumbel)
-        encoding = self.model.encode_path(batch.interaction[self.model.ITEM_SEQ], sample.choice)
-        losses = self.losses(encoding, batch)
+        if self.config["uniform_paths"]:
+            choice = self.model.uniform_path(self.gumbel)
+        else:
+            choice = self.model.sample(self.temperature, self.gumbel).choice
+        losses = self.losses(self.model.encode_path(batch.interaction[self.model.ITEM_SEQ], choice), batch)
         self.move_layer_weights(losses)
         return losses.total, losses.parts
 

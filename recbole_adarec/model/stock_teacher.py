@@ -338,7 +338,8 @@ class StockTeacher(AdaRecTeacher):
     def lessons(self) -> str:
         """What it teaches, and where, in words for the report."""
         missing = "" if self.distilled_layers else "; it has no layered states, so there is no L_hid"
-        layers = f"{self.distilled_layers} layers, " if self.distilled_layers else ""
+        count = self.distilled_layers
+        layers = f"{count} layer{'' if count == 1 else 's'}, " if count else ""
         where = "at every position" if self.everywhere else f"at {self.taught_positions} prefix ends of each window"
         return f"RecBole's {self.name} teaches by its {layers}embedding and outputs, {where}{missing}."
 

@@ -11,13 +11,21 @@ from importlib.util import find_spec
 if find_spec("recbole") is None:
     raise ImportError("recbole is missing; on Python 3.12 and above: pip install --no-deps recbole==1.2.1")
 
-from recbole_adarec.deployment.recommender import Recommender, load_student
+from recbole_adarec.deployment.recommender import Recommender, load_student, load_teacher
+from recbole_adarec.distillation.transport import layer_mapping
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.architecture import Architecture
+from recbole_adarec.model.base import CausalConv
+from recbole_adarec.model.operations import operation
+from recbole_adarec.model.stock_teacher import TeacherAdapter, teacher_adapter
 from recbole_adarec.pipeline import run_adarec
+from recbole_adarec.plugins import load_plugins
 from recbole_adarec.registry import register
 from recbole_adarec.version import __version__
 
-__all__ = ["AdaRecError", "Architecture", "Recommender", "load_student", "__version__", "register", "run_adarec"]
+__all__ = [
+    "AdaRecError", "Architecture", "CausalConv", "Recommender", "TeacherAdapter", "layer_mapping", "load_plugins",
+    "load_student", "load_teacher", "operation", "teacher_adapter", "__version__", "register", "run_adarec",
+]  # fmt: skip
 
 register()

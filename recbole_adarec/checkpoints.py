@@ -14,10 +14,10 @@ FORMAT = "recbole-adarec-model/1"
 
 
 class _StoredDataset:
-    """As much of a RecBole dataset as a model asks for: the number of items."""
+    """As much of a RecBole dataset as a model asks for: the number of items, and for RecBole's own that of users."""
 
-    def __init__(self, n_items: int) -> None:
-        self.n_items = n_items
+    def __init__(self, n_items: int, n_users: int | None) -> None:
+        self.n_items, self.user_num = n_items, n_users
 
     def num(self, field: str) -> int:
         return self.n_items
@@ -69,7 +69,17 @@ def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> 
     from recbole.utils import get_model
 
     config = {**content["config"], "device": torch.device(device)}
-    model = get_model(content["model"])(_Stored(config), _StoredDataset(content["n_items"]))
+    dataset = _StoredDataset(content["n_items"], content.get("n_users"))
+    try:
+        model = get_model(content["model"])(StoredConfig(config), dataset)
+    except AdaRecError as error:
+        if not config.get("plugins"):
+            raise
+        # A file may name any path: it is the user who says that a plugin is run.
+        raise AdaRecError(
+            f"{error}; this {content['model']} was made with the plugins {config['plugins']}: load them first, "
+            f"recbole_adarec.load_plugins({config['plugins']})"
+        ) from error
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
@@ -79,7 +89,7 @@ def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> 
     return model.to(device).eval()
 
 
-class _Stored(dict[str, Any]):
+class StoredConfig(dict[str, Any]):
     """A stored configuration; like RecBole's, it gives None for what it does not have."""
 
     def __missing__(self, key: str) -> None:

@@ -19,6 +19,9 @@ its prefix: --teacher_epochs=20 --search_learning_rate=0.002 --student_gamma=0.3
   --run_dir=DIR         the folder of the run; the same command with the same folder continues it
   --architecture=FILE   train this architecture without searching
   --baselines="[SASRec, GRU4Rec]"   train these RecBole models too
+  --teacher=saved/SASRec-….pth   a RecBole model as the teacher: its checkpoint, or its name to train it here
+  --model=SASRec        train and report that RecBole model alone
+  --plugins=mine.py     your own operations, teacher adapters and layer mappings
   --nproc=2             in as many processes, on GPUs or CPUs; torchrun works too
 
        python run_adarec.py benchmark [--quick] [--threads=1] [--parts="[teacher, search]"] [--output=benchmark.json]
@@ -43,8 +46,12 @@ training time. AdaRecStudent, AdaRecTeacher, and RecBole's models; --fast_baseli
 
 Runs over a space of any keys, by the validation metric of the student; best.yaml is for --config_files=. algo:
 exhaustive, random, bayes (hyperopt). Takes the keys of a run too; the same command continues it.
+
+       python run_adarec.py recommend --run_dir=DIR (--history="50 172 181" | --users="[1, 2]") [--k=10]
+
+What the student and the teacher of a run recommend after a history of item tokens, or to users of its dataset.
 """
-VERBS = ("benchmark", "experiment", "compare", "tune")
+VERBS = ("benchmark", "experiment", "compare", "tune", "recommend")
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -60,10 +67,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
     files: list[str] = []
     values: dict[str, Any] = {}
     for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not key.startswith("--") or not equals or len(key) == 2:
-            raise AdaRecError(f"argument {argument!r} is not of the form --key=value; --help shows how")
-        key = key[2:]
+        key, text = _key_and_text(argument)
         if key == "config_files":
             files += text.split()
             continue
@@ -72,6 +76,13 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
             raise AdaRecError(f"--{key} is given twice, as {values[key]!r} and as {value!r}; give it once")
         values[key] = value
     return files, values
+
+
+def _key_and_text(argument: str) -> tuple[str, str]:
+    key, equals, text = argument.partition("=")
+    if not key.startswith("--") or not equals or len(key) == 2:
+        raise AdaRecError(f"argument {argument!r} is not of the form --key=value; --help shows how")
+    return key[2:], text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb == "tune":
             kept = "finished trials are kept, the same command continues"
             return _tune(arguments)
+        if verb == "recommend":
+            return _recommend(arguments)
         return _run(arguments)
     except AdaRecError as error:
         _complain(str(error))
@@ -134,7 +147,7 @@ def _run(arguments: list[str]) -> int:
     from recbole_adarec.config import resolve
     from recbole_adarec.distributed import is_first, launch, stop
     from recbole_adarec.evaluation.report import comparison_table
-    from recbole_adarec.pipeline import Run
+    from recbole_adarec.pipeline import begin
 
     values = resolve(None, *parse_arguments(arguments))
     # RecBole's keys of several processes; where torchrun has started them the environment says so.
@@ -147,7 +160,7 @@ def _run(arguments: list[str]) -> int:
             world=nproc if one_machine else world, offset=values.get("group_offset", 0),
         )  # fmt: skip
     keep_freed_memory()
-    run = Run(values)
+    run = begin(values)
     if is_first():
         print(f"run folder: {run.folder.path}")
     report = run.execute()
@@ -238,6 +251,17 @@ def _own(values: dict[str, Any], verb: str, types: dict[str, type]) -> dict[str,
         if not isinstance(value, types[key]):
             raise AdaRecError(f"{verb}: {key} is {value!r}, expected {types[key].__name__}")
     return given
+
+
+def _recommend(arguments: Sequence[str]) -> int:
+    from recbole_adarec.deployment.case_study import recommend
+
+    texts = dict(_key_and_text(argument) for argument in arguments)
+    unknown = set(texts) - {"run_dir", "history", "users", "k", "data_path", "plugins"}
+    if unknown:
+        raise AdaRecError(f"recommend: unknown key {sorted(unknown)[0]!r}; known are run_dir, history, users, k")
+    print(recommend(**texts))
+    return 0
 
 
 def entry() -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.cost import COSTS
 from recbole_adarec.model.operations import check_operations
 from recbole_adarec.model.teacher import BACKBONES
+from recbole_adarec.plugins import load_plugins
 from recbole_adarec.settings import Loader, find_file, load_yaml, model_defaults, run_defaults
+from recbole_adarec.stock import data_of_teacher, is_checkpoint, stock_keys, stock_settings
 
 STAGES = {"teacher": "AdaRecTeacher", "search": "AdaRecSupernet", "student": "AdaRecStudent"}
 _RECBOLE = Path(recbole.__file__).parent
@@ -38,6 +41,9 @@ _RECBOLE_EXTRA = {
 _OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
     "run_dir": (str,),
     "architecture": (str, dict),
+    "model": (str,),
+    "teacher": (str,),
+    "plugins": (str, list),
     "threads": (int,),
     "cost_budget": (int, float),
     "candidate_sizes": (list,),
@@ -47,7 +53,7 @@ _OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
     "clip_grad_norm": (dict,),
     "nproc": (int,), "world_size": (int,), "group_offset": (int,), "port": (int, str), "ip": (str,),
 }  # fmt: skip
-_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES: dict[str, Collection[str]] = {
     "backbone": tuple(BACKBONES),
     "layer_mapping": MAPPINGS,
     "hidden_distance": tuple(DISTANCES),
@@ -111,18 +117,23 @@ def resolve(
     AdaRecError
         For an unknown key (names the nearest), a wrong type, a value out of range, a file that is not there.
     """
-    given: dict[str, Any] = {}
-    for name in config_files or []:
-        path = find_file(name, "config_files")
-        content = load_yaml(path)
-        _check(content, str(path))
-        given.update(content)
+    sources = {str(path): load_yaml(path) for path in (find_file(name, "config_files") for name in config_files or [])}
     overrides = dict(overrides or {})
     if dataset is not None:
         overrides["dataset"] = dataset
-    _check(overrides, "command line or config_dict")
-    given.update(overrides)
-    if "embedding_size" in given:  # RecBole's word for it in some of its models
+    sources["command line or config_dict"] = overrides
+    given: dict[str, Any] = {}
+    for content in sources.values():
+        given.update(content)
+    if isinstance(given.get("plugins"), (str, list)):
+        given["plugins"] = load_plugins(given["plugins"])
+    for where, content in sources.items():
+        _check(content, where, _stock_keys(given))
+    if given.get("model") == STAGES["student"]:  # as RecBole names it: the whole run
+        given["model"] = None
+    if is_checkpoint(given.get("teacher")):
+        given = {**data_of_teacher(given), **given}
+    if "embedding_size" in given and not given.get("model"):  # RecBole's word for it in some of its models
         size = given.pop("embedding_size")
         if given.setdefault("hidden_size", size) != size:
             raise AdaRecError("embedding_size and hidden_size are two words for the same thing here; give one of them")
@@ -179,15 +190,34 @@ def resolved(values: dict[str, Any]) -> dict[str, Any]:
         What `resolve` returned.
     """
     whole = dict(values)
+    if values["model"]:
+        config = make_config(values["model"], stage_values(values, "baseline"))
+        return {**whole, **_recbole_values(config), **stock_settings(values["model"], config)}
     for stage, model in STAGES.items():
         config = stage_config(values, stage)
+        if stage == "teacher" and values["teacher"]:
+            # Of ours a stock model has these two; its own are in its checkpoint, if it is trained.
+            whole |= {f"teacher_{key}": config[key] for key in ("distilled_layers", "taught_positions")}
+            if not is_checkpoint(values["teacher"]):
+                stock = make_config(values["teacher"], stage_values(values, "teacher"))
+                own = stock_settings(values["teacher"], stock)
+                whole |= {f"teacher_{key}": value for key, value in own.items()}
+            continue
         for key in set(model_defaults(model)) - {"architecture", "teacher_path", "supernet_path"}:
             # RecBole writes "none" for no negative sampling in words that it does not read back.
             whole[f"{stage}_{key}"] = None if key == "train_neg_sample_args" else config[key]
-        for file in ("overall.yaml", "dataset/sample.yaml"):
-            for key in set(load_yaml(_RECBOLE / "properties" / file)) - set(model_defaults(model)) - {"data_path"}:
-                whole.setdefault(key, config[key])
+        for key, value in _recbole_values(config).items():
+            if key not in model_defaults(model):
+                whole.setdefault(key, value)
     return whole
+
+
+def _recbole_values(config: Any) -> dict[str, Any]:
+    """RecBole's general values of a configuration."""
+    keys: set[str] = set()
+    for file in ("overall.yaml", "dataset/sample.yaml"):
+        keys |= set(load_yaml(_RECBOLE / "properties" / file)) - {"data_path"}
+    return {key: config[key] for key in keys}
 
 
 def make_config(model: str, values: dict[str, Any]) -> AdaRecConfig:
@@ -235,17 +265,15 @@ def _known_keys() -> set[str]:
     return known
 
 
-def _baseline_keys(baselines: Any) -> set[str]:
-    keys: set[str] = set()
-    for name in baselines if isinstance(baselines, list) else []:
-        path = _RECBOLE / "properties/model" / f"{name}.yaml"
-        if path.is_file():
-            keys |= set(load_yaml(path))
-    return keys
+def _stock_keys(values: dict[str, Any]) -> set[str]:
+    """Keys of the RecBole models that a run names."""
+    baselines = values.get("baselines")
+    names = [*(baselines if isinstance(baselines, list) else []), values.get("model"), values.get("teacher")]
+    return {key for name in names for key in stock_keys(name)}
 
 
-def _check(values: dict[str, Any], where: str) -> None:
-    known = _known_keys() | _baseline_keys(values.get("baselines"))
+def _check(values: dict[str, Any], where: str, stock: set[str]) -> None:
+    known = _known_keys() | stock
     defaults: dict[str, Any] = {}
     for file in ("dataset/sample.yaml", "overall.yaml"):
         defaults |= load_yaml(_RECBOLE / "properties" / file)

@@ -17,16 +17,19 @@ from recbole_adarec import distributed
 from recbole_adarec.checkpoints import build_model, load_state, save_model
 from recbole_adarec.config import STAGES, AdaRecConfig, make_config, resolve, resolved, stage_config, stage_values
 from recbole_adarec.data.loading import Loaders, load_data
-from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation import report as pages
 from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed
 from recbole_adarec.evaluation.users import user_scores
 from recbole_adarec.files import load_checkpoint, plain, write_bytes, write_text
+from recbole_adarec.foreign import read_checkpoint
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.model.cost import architecture_cost, layers_cost
 from recbole_adarec.model.student import as_architecture
+from recbole_adarec.plugins import load_plugins
 from recbole_adarec.run_folder import RECBOLE_LOGS, RunFolder, default_folder
+from recbole_adarec.stock import check_recorded, check_sequential, is_checkpoint
 from recbole_adarec.trainer.search import bilevel_split
+from recbole_adarec.trainer.teacher import evaluate_stock
 
 CANDIDATES_FORMAT = "recbole-adarec-candidates/1"
 REPORT_FORMAT = "recbole-adarec-report/1"
@@ -37,6 +40,7 @@ def run_adarec(
     config_file_list: list[str] | None = None,
     config_dict: dict[str, Any] | None = None,
     run_dir: str | Path | None = None,
+    model: str | None = None,
 ) -> dict[str, Any]:
     """Distil a dataset's teacher into a searched student, and report on both.
 
@@ -50,6 +54,8 @@ def run_adarec(
         Single values; they win over the files.
     run_dir : path-like, optional
         Folder of the run. Finished stages that it holds are not repeated.
+    model : str, optional
+        A model of RecBole, to train and report that one alone; AdaRecStudent, the whole run, by default.
 
     Returns
     -------
@@ -64,8 +70,16 @@ def run_adarec(
     overrides = dict(config_dict or {})
     if run_dir is not None:
         overrides["run_dir"] = str(run_dir)
-    values = resolve(dataset, config_file_list, overrides)
-    return Run(values).execute()
+    if model is not None:
+        overrides["model"] = model
+    return begin(resolve(dataset, config_file_list, overrides)).execute()
+
+
+def begin(values: dict[str, Any]) -> Run:
+    """The run that resolved values ask for: a distillation, or a stock model alone."""
+    from recbole_adarec.stock_run import StockRun
+
+    return StockRun(values) if values["model"] else Run(values)
 
 
 class Run:
@@ -90,6 +104,7 @@ class Run:
             values = values | {"world_size": distributed.world_size()}
             if not distributed.is_first():
                 values["show_progress"] = False
+        load_plugins(values["plugins"])  # this may be a process of its own
         self.values = values
         self.architecture: Architecture | None = None
         if values["architecture"]:
@@ -97,12 +112,15 @@ class Run:
             # The file may change while the run lasts; the run keeps what the file said.
             self.values = values | {"architecture": self.architecture.to_dict()}
         # Everything that can be refused is refused before anything is written.
+        self._stock = self._stock_values()
         configs = [self.config(stage) for stage in STAGES]
         for name in self.values["baselines"]:
             self._baseline_config(name)
         distributed.start(configs[0]["device"])
         self.data = load_data(configs[0])
         models = [get_model(config["model"])(config, self.data.train._dataset) for config in configs]
+        if is_checkpoint(values["teacher"]):
+            models[0].load(read_checkpoint(values["teacher"]).state_dict, values["teacher"])
         if self.architecture is None:
             models[1].limit_cost(configs[1]["cost_budget"], models[0])
             bilevel_split(self.data.train._dataset, configs[1])
@@ -125,7 +143,7 @@ class Run:
                 f"{len(data.items)} interactions; {self.data.valid.config['eval_batch_size']} rows ranked at a time; "
                 f"processes: {distributed.world_size()}"
             )
-            contents = {"teacher": self._stage("teacher", self._train)}
+            contents = {"teacher": self._stage("teacher", self._stock_teacher if self._stock else self._train)}
             if until == "teacher":
                 return contents
             if self.architecture is None:
@@ -150,7 +168,19 @@ class Run:
     # ------------------------------------------------------------------ stages
 
     def config(self, stage: str, **extra: Any) -> AdaRecConfig:
-        return stage_config(self.values, stage, **extra)
+        return stage_config(self.values, stage, **(self._stock if stage == "teacher" else {}) | extra)
+
+    def _stock_values(self) -> dict[str, Any]:
+        """What the configuration of the teacher's stage has to say of a stock model in its place."""
+        teacher = self.values["teacher"]
+        if not teacher:
+            return {}
+        if is_checkpoint(teacher):
+            stock = read_checkpoint(teacher).config
+        else:
+            check_sequential(teacher, "teacher")
+            stock = plain(self._stock_config(teacher, "teacher").final_config_dict)
+        return {"stock": stock, "backbone": f"{stock['model']} (RecBole)"}
 
     def _stage(self, name: str, work: Callable[[AdaRecConfig, Loaders], tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
         """The content of a stage's file, made now unless it is there."""
@@ -261,19 +291,46 @@ class Run:
         scores = user_scores(trainer.model.eval(), self.data.valid)  # all rows, in every process
         return distributed.from_first(float(scores.log_likelihood.mean()))
 
-    # ------------------------------------------------------------------ baselines
+    # ------------------------------------------------------------------ RecBole's own models
+
+    def _stock_teacher(self, config: AdaRecConfig, data: Loaders) -> tuple[Any, dict[str, Any]]:
+        """RecBole's model as the teacher: read from its checkpoint, or trained now; its results on this data."""
+        model = get_model(config["model"])(config, data.train._dataset).to(config["device"])
+        source = self.values["teacher"]
+        if is_checkpoint(source):
+            checkpoint = read_checkpoint(source)
+            weights, epochs = checkpoint.state_dict, checkpoint.epochs
+        else:
+            if distributed.is_first():
+                self._baseline(source, "teacher")
+            distributed.barrier()
+            trained = load_checkpoint(self.folder / f"teacher-{source}.pth")
+            weights, epochs = trained["state_dict"], trained["epochs"]
+        model.load(weights, source)
+        model.eval().check(next(iter(data.valid))[0][:32].to(config["device"]))
+        results = evaluate_stock(config, model, data)
+        if is_checkpoint(source):
+            getLogger().info(check_recorded(checkpoint, results["valid"]))
+        getLogger().info(model.lessons())
+        return model, {
+            **results,
+            "epochs": epochs,
+            "history": [],
+            "n_users": data.dataset.user_num,
+            "item_tokens": [str(token) for token in data.dataset.field2id_token[data.dataset.iid_field]],
+        }
+
+    def _stock_config(self, name: str, stage: str, **extra: Any) -> AdaRecConfig:
+        return make_config(name, stage_values(self.values, stage) | extra)
 
     def _baseline_config(self, name: str, **extra: Any) -> AdaRecConfig:
-        try:
-            get_model(name)
-        except (ValueError, ImportError, AttributeError) as error:
-            raise AdaRecError(f"baselines: RecBole has no model {name!r}") from error
-        return make_config(name, stage_values(self.values, "baseline") | extra)
+        check_sequential(name, "baselines")
+        return self._stock_config(name, "baseline", **extra)
 
-    def _baseline(self, name: str) -> tuple[Any, dict[str, Any]]:
-        """A stock RecBole model, trained as RecBole trains it, and its results."""
-        path = self.folder / f"baseline-{name}.pth"
-        config = self._baseline_config(name, checkpoint_dir=str(self.folder.path))
+    def _baseline(self, name: str, stage: str = "baseline") -> tuple[Any, dict[str, Any]]:
+        """A stock RecBole model, trained as RecBole trains it, and its results; `stage` is the prefix of its values."""
+        path = self.folder / f"{stage}-{name}.pth"
+        config = self._stock_config(name, stage, checkpoint_dir=str(self.folder.path))
         init_seed(config["seed"], config["reproducibility"])
         if not path.is_file():
             data = load_data(config)
@@ -299,10 +356,6 @@ class Run:
         results |= {name: content for name, (_, content) in baselines.items()}
         kinds = {"teacher": contents["teacher"]["config"]["backbone"], "student": "AdaRecStudent"}
 
-        rows = self.data.test._dataset
-        rows = rows[torch.arange(min(len(rows), 256))].to(device)
-        longest = rows[rows[self.data.test._dataset.item_list_length_field].argmax().reshape(1)]
-        speed = measure_speed(models, rows, self.values["latency_repeats"])
         student = contents["student"]
         search = contents.get("search")
         assert self.architecture is not None
@@ -324,23 +377,13 @@ class Run:
                 if (choice := self._candidates())["candidates"]
                 else {}
             ),
-            "models": [
-                {
-                    "name": name,
-                    "kind": kinds.get(name, name),
-                    "parameters": count_parameters(model),
-                    "macs_per_sequence": count_macs(model, longest),
-                    **speed[name],
-                    "valid": results[name]["valid"],
-                    "test": results[name]["test"],
-                }
-                for name, model in models.items()
-            ],
+            "models": self._measured(models, kinds, results),
             "architecture": {
                 **self.architecture.to_dict(),
                 "operations": self.architecture.count(),
                 "search": searched,
             },
+            "teaching": models["teacher"].lessons() if self._stock else None,
             "distillation": student["history"][-1].get("flow")
             and {
                 key: student["history"][-1][key] for key in ("student_layer_weights", "teacher_layer_weights", "flow")
@@ -353,6 +396,26 @@ class Run:
         write_text(self.folder / "report.html", pages.html(report, history, operations))
         return report
 
+    def _measured(
+        self, models: dict[str, Any], kinds: dict[str, str], results: dict[str, dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """What the report says of each model, all of them measured in turn."""
+        rows = self.data.test._dataset
+        rows = rows[torch.arange(min(len(rows), 256))].to(next(next(iter(models.values())).parameters()).device)
+        longest = rows[rows[self.data.test._dataset.item_list_length_field].argmax().reshape(1)]
+        speed = measure_speed(models, rows, self.values["latency_repeats"])
+        return [
+            {
+                "name": name,
+                "kind": kinds.get(name, name),
+                "parameters": count_parameters(model),
+                "macs_per_sequence": count_macs(model, longest),
+                **speed[name],
+                "valid": results[name]["valid"],
+                "test": results[name]["test"],
+            }
+            for name, model in models.items()
+        ]
 
 def fit_and_evaluate(
     trainer: Any, data: Loaders, show_progress: bool, after_epoch: Callable[[int, float], None] | None = None

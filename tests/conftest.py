@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +53,37 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
             item = (item + 1) % 20 if rng.random() < 0.9 else int(rng.integers(20))
         histories.append(history)
     return write_dataset(tmp_path_factory.mktemp("data"), "tiny", histories)
+
+
+# Trained by RecBole for the tests of teachers; each value is one of RecBole's own keys.
+STOCK: dict[str, dict[str, Any]] = {
+    "SASRec": {"hidden_size": 16, "inner_size": 16, "MAX_ITEM_LIST_LENGTH": 12},
+    "STAMP": {"embedding_size": 8},
+}
+_RECBOLE = """
+import sys
+folder, data = sys.argv[1:3]
+sys.argv = sys.argv[:1]  # RecBole reads it
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_seed
+for name, values in {stock!r}.items():
+    config = Config(model=name, dataset="tiny", config_dict=dict(
+        data_path=data, checkpoint_dir=folder, epochs=1, train_neg_sample_args=None, show_progress=False,
+        load_col={{"inter": ["user_id", "item_id", "timestamp"]}}, user_inter_num_interval="[9,inf)", **values))
+    init_seed(config["seed"], True)
+    train, valid, _ = data_preparation(config, create_dataset(config))
+    model = get_model(name)(config, train._dataset)
+    get_trainer(config["MODEL_TYPE"], name)(config, model).fit(train, valid)
+assert "recbole_adarec" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="session")
+def stock(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints that stock RecBole wrote in its own process, by model: on the users of 9 interactions or more."""
+    folder = tmp_path_factory.mktemp("stock")
+    code = _RECBOLE.format(stock=STOCK)
+    command = [sys.executable, "-W", "ignore", "-c", code, str(folder), str(tiny)]
+    subprocess.run(command, check=True, cwd=folder, capture_output=True)
+    return {name: next(folder.glob(f"{name}-*.pth")) for name in STOCK}

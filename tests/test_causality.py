@@ -7,7 +7,6 @@ import torch
 from recbole.utils import get_model
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.base import CausalConv
 from recbole_adarec.model.operations import OPERATIONS, Operation, check_operations, is_causal
 from tests.conftest import make_config
 
@@ -119,17 +118,6 @@ def test_last_state_of_bert4rec_is_its_last_lesson(ml100k):
 def test_every_operation_of_the_table_is_causal():
     for name, operation in OPERATIONS.items():
         assert is_causal(operation.build(4)), name
-
-
-def test_the_readmes_new_operation_can_be_named(ml100k, monkeypatch):
-    conv_7 = Operation(lambda size: CausalConv(size, 7, bias=False), lambda size: 7 * size * size)
-    monkeypatch.setitem(OPERATIONS, "conv_7", conv_7)
-    config = make_config("search", operations=["conv_7", "skip"], cost_budget=None)
-    model = get_model("AdaRecSupernet")(config, ml100k.train._dataset)
-    with torch.no_grad():
-        model.alpha[..., 0] = 5.0
-    assert model.derive().count() == {"conv_7": 12}
-    assert conv_7.parameters(48) == 7 * 48 * 48
 
 
 def test_an_operation_that_sees_the_future_is_refused_by_name(monkeypatch):

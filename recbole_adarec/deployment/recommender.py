@@ -1,4 +1,4 @@
-"""A student that scores item histories, from its file alone."""
+"""A student, or its teacher, that scores item histories, from its file alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recbole_adarec.checkpoints import build_model, load_state
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.teacher import AdaRecTeacher
 
 
 class Recommender:
@@ -18,7 +19,7 @@ class Recommender:
 
     Parameters
     ----------
-    model : AdaRecStudent
+    model : AdaRecStudent or AdaRecTeacher
         In evaluation mode.
     item_tokens : list of str
         The dataset's own name of each item id; id 0 is padding.
@@ -28,6 +29,7 @@ class Recommender:
         self.model = model
         self.item_tokens = list(item_tokens)
         self.item_ids = {token: index for index, token in enumerate(self.item_tokens)}
+        self.name = "teacher" if isinstance(model, AdaRecTeacher) else "student"
 
     def _ids(self, history: Sequence[str | int]) -> Tensor:
         """Ids ``[1, L]`` of the last ``MAX_ITEM_LIST_LENGTH`` items."""
@@ -38,7 +40,7 @@ class Recommender:
             index = self.item_ids.get(str(token), 0)
             if index == 0:
                 raise AdaRecError(
-                    f"history: unknown item {str(token)!r}; this student knows {len(self.item_ids) - 1} items"
+                    f"history: unknown item {str(token)!r}; this {self.name} knows {len(self.item_ids) - 1} items"
                 )
             ids.append(index)
         return torch.tensor([ids[-self.model.max_seq_length :]])
@@ -60,7 +62,7 @@ class Recommender:
         Raises
         ------
         AdaRecError
-            If a history is empty or names an item that the student does not know.
+            If a history is empty or names an item that the model does not know.
         """
         if isinstance(histories, str) or not histories:
             raise AdaRecError("histories is empty, expected a list of histories")
@@ -68,7 +70,7 @@ class Recommender:
         lengths = torch.tensor([len(row) for row in rows])
         device = next(self.model.parameters()).device
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-        scores = self.model.item_table.scores(self.model(padded, lengths.to(device)))
+        scores = self.model.scores(padded, lengths.to(device))
         scores[:, 0] = -torch.inf
         return scores
 
@@ -95,7 +97,29 @@ def load_student(run_dir: str | Path, device: torch.device | str = "cpu") -> Rec
     AdaRecError
         If there is no student, or its file is damaged or foreign.
     """
+    return _load(run_dir, device, "student", "AdaRecStudent")
+
+
+def load_teacher(run_dir: str | Path, device: torch.device | str = "cpu") -> Recommender:
+    """The teacher of a run, likewise; one that looks at its user, as Caser does, takes every history for a new user's.
+
+    Parameters
+    ----------
+    run_dir : path-like
+        Folder of a run, or a copy of its teacher.pth.
+    device : torch.device or str
+        Where it computes.
+
+    Raises
+    ------
+    AdaRecError
+        As `load_student`.
+    """
+    return _load(run_dir, device, "teacher", "AdaRecTeacher")
+
+
+def _load(run_dir: str | Path, device: torch.device | str, name: str, expected: str) -> Recommender:
     path = Path(run_dir)
-    path = path / "student.pth" if path.is_dir() else path
-    content = load_state(path, device, expected="AdaRecStudent")
+    path = path / f"{name}.pth" if path.is_dir() else path
+    content = load_state(path, device, expected=expected)
     return Recommender(build_model(content, device), content["item_tokens"])

@@ -22,9 +22,9 @@ class Lesson(NamedTuple):
     positions : Tensor
         Those positions, a bool mask ``[B, L]``.
     embedding : Tensor
-        ``[N, C]``.
+        ``[N, C]``; in a stock model of RecBole embedding, layers and output may each have another C.
     layers : Tensor
-        ``[T, N, C]``, as `LayerDistance.prepare` leaves them.
+        ``[T, N, C]``, as `LayerDistance.prepare` leaves them; T may be 0.
     terms : Tensor
         ``[T, N]``, likewise.
     output : Tensor
@@ -50,8 +50,9 @@ class LiveTeacher:
     @torch.no_grad()
     def lesson(self, interaction: Any) -> Lesson:
         """The lesson of a batch of windows."""
-        encoding, positions = self.teacher.taught(interaction[self.teacher.ITEM_SEQ])
-        layers, terms = self.distance.prepare(torch.stack(encoding.layers).float())
+        encoding, positions = self.teacher.taught_in(interaction)
+        none = encoding.output.new_empty(0, len(encoding.output), self.teacher.hidden_size)
+        layers, terms = self.distance.prepare((torch.stack(encoding.layers) if encoding.layers else none).float())
         return Lesson(positions, encoding.embedding.float(), layers, terms, encoding.output.float())
 
 
@@ -77,8 +78,8 @@ class CachedTeacher:
         self.device = next(live.teacher.parameters()).device
         teacher, most = live.teacher, int(dataset.windows.length.sum())
         # Filled in place: to join parts at the end would take the memory twice.
-        size = (most, teacher.distilled_layers + 2, teacher.hidden_size)
-        self.store = torch.empty(size, dtype=torch.half, device=self.device)
+        self.widths, self.layers_shape = _widths(teacher), (teacher.distilled_layers, teacher.hidden_size)
+        self.store = torch.empty(most, sum(self.widths), dtype=torch.half, device=self.device)
         self.terms = torch.empty(most, teacher.distilled_layers, device=self.device)
         table = teacher.item_table.items
         self.softmax: Tensor | None = None
@@ -92,7 +93,7 @@ class CachedTeacher:
             rows.append(window[row.cpu()])
             columns.append(column.cpu())
             here = slice(done, done + len(row))
-            self.store[here] = torch.stack([lesson.embedding, *lesson.layers, lesson.output], 1)
+            self.store[here] = torch.cat([lesson.embedding, *lesson.layers, lesson.output], -1)
             self.terms[here] = lesson.terms.T
             if self.softmax is not None and temperature is not None:
                 log_p = (lesson.output @ table.T).div_(temperature).log_softmax(-1)
@@ -114,12 +115,20 @@ class CachedTeacher:
         positions[row, self.column[index]] = True
         index = index.to(self.device)
         # index_select takes a tenth of the time of indexing, for half precision on a CPU.
-        stacked = self.store.index_select(0, index).transpose(0, 1).float()
+        embedding, layers, output = self.store.index_select(0, index).float().split(self.widths, -1)
         terms = self.terms.index_select(0, index).T
+        layers = layers.unflatten(-1, self.layers_shape).transpose(0, 1)
         softmax = None
         if self.softmax is not None:
             softmax = TeacherSoftmax(self.softmax, index, self.negative_entropy[index])
-        return Lesson(positions.to(self.device), stacked[0], stacked[1:-1], terms, stacked[-1], softmax)
+        return Lesson(positions.to(self.device), embedding, layers, terms, output, softmax)
+
+
+def _widths(teacher: AdaRecTeacher) -> list[int]:
+    """Channels of the embedding, of all layers together, and of the output."""
+    return [
+        teacher.embedding_size, teacher.distilled_layers * teacher.hidden_size, teacher.item_table.items.shape[1]
+    ]  # fmt: skip
 
 
 def teacher_outputs(
@@ -136,7 +145,7 @@ def teacher_outputs(
     live = LiveTeacher(teacher.eval(), distance)
     targets = int(dataset.windows.length.sum())
     # The layers, the embedding and the output in half precision, and a term a layer.
-    bytes_each = 2 * (teacher.distilled_layers + 2) * teacher.hidden_size + 4 * teacher.distilled_layers
+    bytes_each = 2 * sum(_widths(teacher)) + 4 * teacher.distilled_layers
     needed, of_softmax = targets * bytes_each / 1e6, targets * (2 * teacher.n_items + 4) / 1e6
     if needed > megabytes:
         getLogger().info(

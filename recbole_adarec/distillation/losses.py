@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from recbole_adarec import distributed
 from recbole_adarec.distillation.cache import Lesson
 from recbole_adarec.distillation.item_losses import ItemLoss
-from recbole_adarec.distillation.transport import DISTANCES, MAPPINGS, EMDMapping, FixedMapping, fixed_pairs
+from recbole_adarec.distillation.transport import DISTANCES, MAPPINGS
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding, ItemTable
 
@@ -39,9 +39,11 @@ class Distiller(nn.Module):
     student_size, student_layers : int
         C_s and S.
     teacher_size, teacher_layers : int
-        C_t and T.
+        C_t and T; without layers, T = 0, there is no L_hid.
     teacher_table : Tensor
-        The teacher's item embeddings, ``[I, C_t]``.
+        What scores the teacher's outputs, ``[I, C_t]``.
+    teacher_items : Tensor, optional
+        The teacher's item embeddings, where they are not its table (as in stock models of RecBole), ``[I, C_e]``.
     """
 
     def __init__(
@@ -52,28 +54,26 @@ class Distiller(nn.Module):
         teacher_size: int,
         teacher_layers: int,
         teacher_table: Tensor,
+        teacher_items: Tensor | None = None,
     ) -> None:
         super().__init__()
+        teacher_items = teacher_table if teacher_items is None else teacher_items
         check_distillation(config)
         self.gamma: float = config["gamma"]
         self.temperature: float = config["kd_temperature"]
         self.use_ce: bool = config["loss_ce"]
         self.use_embedding: bool = config["loss_embedding"]
         self.use_output: bool = config["loss_output"]
-        self.use_hidden: bool = config["loss_hidden"] and config["layer_mapping"] != "none"
+        self.use_hidden: bool = config["loss_hidden"] and config["layer_mapping"] != "none" and teacher_layers > 0
         self.distance = DISTANCES[config["hidden_distance"]]
-        self.project_embedding = nn.Linear(student_size, teacher_size)
+        self.project_embedding = nn.Linear(student_size, teacher_items.shape[1])
         self.project_layers = nn.ModuleList(nn.Linear(student_size, teacher_size) for _ in range(student_layers))
-        self.mapping: EMDMapping | FixedMapping
-        if config["layer_mapping"] in ("emd", "none"):
-            self.mapping = EMDMapping(
-                student_layers, teacher_layers, config["layer_weight_floor"], config["layer_weight_momentum"]
-            )
-        else:
-            pairs = fixed_pairs(config["layer_mapping"], student_layers, teacher_layers, config["seed"])
-            self.mapping = FixedMapping(pairs, teacher_layers)
+        teacher_layers = max(teacher_layers, 1)  # without any nothing is mapped
+        self.mapping = MAPPINGS[config["layer_mapping"]](student_layers, teacher_layers, config)
         self.register_buffer("teacher_table", teacher_table.detach(), persistent=False)
         self.teacher_table: Tensor
+        self.register_buffer("teacher_items", teacher_items.detach(), persistent=False)
+        self.teacher_items: Tensor
 
     @torch.no_grad()
     def start_from_teacher(self, item_table: ItemTable) -> None:
@@ -82,12 +82,14 @@ class Distiller(nn.Module):
         ``E_t ~ U S V^T``: the table becomes ``U S``, and all projections start at ``V``, so that they map it back.
         """
         # V is found from the [C_t, C_t] matrix E_t^T E_t: a catalog of a million items takes a second.
-        double = self.teacher_table.double()
-        v = torch.linalg.eigh(double.T @ double).eigenvectors.flip(1).to(self.teacher_table.dtype)
+        double = self.teacher_items.double()
+        v = torch.linalg.eigh(double.T @ double).eigenvectors.flip(1).to(self.teacher_items.dtype)
         rank = min(item_table.items.shape[1], v.shape[1])
-        item_table.items[:, :rank] = self.teacher_table @ v[:, :rank]
+        item_table.items[:, :rank] = self.teacher_items @ v[:, :rank]
         item_table.items[:, rank:] = 0
         for projection in (self.project_embedding, *self.project_layers):
+            if projection.out_features != len(v):  # layers of another size than the embedding have another basis
+                continue
             projection.weight.zero_()
             projection.weight[:, :rank] = v[:, :rank]
             projection.bias.zero_()

@@ -7,13 +7,15 @@ flow, ``L_hid = sum(F * D)``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import ot
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from recbole_adarec.errors import AdaRecError
 
 
 class LayerDistance(NamedTuple):
@@ -185,4 +187,51 @@ def fixed_pairs(name: str, student_layers: int, teacher_layers: int, seed: int) 
     return [min(max(j, 0), t - 1) for j in pairs]
 
 
-MAPPINGS = ("emd", "left", "right", "left_jump", "right_jump", "random", "none")
+# How a mapping is built for S student and T teacher layers, and the configuration.
+Mapping = Callable[[int, int, Any], "EMDMapping | FixedMapping"]
+
+
+def _emd(student_layers: int, teacher_layers: int, config: Any) -> EMDMapping:
+    return EMDMapping(student_layers, teacher_layers, config["layer_weight_floor"], config["layer_weight_momentum"])
+
+
+def _one_to_one(name: str) -> Mapping:
+    return lambda s, t, config: FixedMapping(fixed_pairs(name, s, t, config["seed"]), t)
+
+
+MAPPINGS: dict[str, Mapping] = {
+    "emd": _emd,
+    **{name: _one_to_one(name) for name in ("left", "right", "left_jump", "right_jump", "random")},
+    "none": _emd,  # there, and not used
+}
+_OURS = frozenset(MAPPINGS)
+M = TypeVar("M", bound=Callable[..., Any])
+
+
+def layer_mapping(name: str) -> Callable[[M], M]:
+    """Decorator: a layer mapping of your own, for ``layer_mapping:``.
+
+    It is called with the numbers of student and teacher layers, S and T. A function gives the teacher layer, from 0, of
+    each student layer; a class is a module with the methods and buffers of `EMDMapping`.
+    """
+
+    def register(mapping: M) -> M:
+        if name in _OURS:
+            raise AdaRecError(f"layer_mapping {name!r} is one of ours; give yours another name")
+
+        def build(student_layers: int, teacher_layers: int, config: Any) -> Any:
+            made = mapping(student_layers, teacher_layers)
+            if isinstance(made, torch.nn.Module):
+                return made
+            pairs = [int(layer) for layer in made]
+            if len(pairs) != student_layers or not all(0 <= layer < teacher_layers for layer in pairs):
+                raise AdaRecError(
+                    f"layer_mapping {name!r} gives {pairs} for {student_layers} student and {teacher_layers} teacher "
+                    f"layers, expected {student_layers} numbers from 0 to {teacher_layers - 1}"
+                )
+            return FixedMapping(pairs, teacher_layers)
+
+        MAPPINGS[name] = build
+        return mapping
+
+    return register

@@ -81,9 +81,14 @@ def markdown(report: Mapping[str, Any], history: Mapping[str, Any]) -> str:
     cells = "\n\n".join(
         f"{title}:\n\n" + "\n".join(f"    {line}" for line in lines) for title, lines in _cells_text(report)
     )
+    if "architecture" not in report:  # a stock model alone
+        heading = f"# {_models(report)[0]['name']} on {report.get('dataset') or DASH}, seed {report.get('seed')}"
+        alone = [heading, comparison_table(report), "## Stages", _stages_table(report, "github"), "## Units", GLOSSARY]
+        return "\n\n".join(alone) + "\n"
     parts = [
         f"# AdaRec on {report.get('dataset') or DASH}, seed {_text(_number(report, 'seed'), '{:.0f}')}",
         comparison_table(report),
+        str(report.get("teaching") or ""),
         "## Stages",
         _stages_table(report, "github"),
         "## Architecture",
@@ -115,12 +120,27 @@ def html(report: Mapping[str, Any], history: Mapping[str, Any], operations: Sequ
     str
         A whole HTML document.
     """
+    if "architecture" not in report:
+        title = escape(f"{_models(report)[0]['name']} on {report.get('dataset') or DASH}")
+        alone: list[Any] = [
+            PAGE_HEAD.format(title=title, style=STYLE),
+            f"<header><h1>{title}</h1><p>Seed {report.get('seed')}</p></header>",
+            *_section("Comparison", _scrolling(_models_table(report, "html"))),
+            *_section("Stages", _scrolling(_stages_table(report, "html"))),
+            f"<footer>{_paragraph(GLOSSARY)}</footer></main></body></html>\n",
+        ]
+        return _render(alone)
     title = f"AdaRec on {escape(str(report.get('dataset') or DASH))}"
     seed = _text(_number(report, "seed"), "{:.0f}")
     parts: list[Any] = [
         PAGE_HEAD.format(title=title, style=STYLE),
         f"<header><h1>{title}</h1><p>Teacher against searched student, seed {seed}</p></header>",
-        *_section("Comparison", _scrolling(_models_table(report, "html")) + _paragraph(_ratios(report))),
+        *_section(
+            "Comparison",
+            _scrolling(_models_table(report, "html"))
+            + _paragraph(_ratios(report))
+            + _paragraph(str(report.get("teaching") or "")),
+        ),
         *_section(
             "Accuracy against size",
             "",

@@ -118,6 +118,10 @@ class SequenceRecommender(SequentialRecommender):
         real = item_seq != 0
         return self.encode(item_seq).at(real), real
 
+    def taught_in(self, interaction: Any) -> tuple[Encoding, Tensor]:
+        """`taught` for a batch of windows; for a teacher that looks at more than its items."""
+        return self.taught(interaction[self.ITEM_SEQ])
+
     def forward(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
         """As RecBole's models: the state of each sequence, ``[B, C]``.
 
@@ -132,6 +136,10 @@ class SequenceRecommender(SequentialRecommender):
         ]
         return torch.cat(states)[order.argsort()]
 
+    def scores(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
+        """Scores of all items after each sequence, ``[B, I]``."""
+        return self.item_table.scores(self(item_seq, lengths))
+
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Cross entropy of the next item, mean over every real position of the windows."""
         states, labels = self.training_states(interaction[self.ITEM_SEQ], interaction[self.TARGETS])
@@ -139,7 +147,7 @@ class SequenceRecommender(SequentialRecommender):
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, ``[B, I]``."""
-        return self.item_table.scores(self(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]))
+        return self.scores(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
     def predict(self, interaction: Any) -> Tensor:
         """Scores of the given items, ``[B]``."""

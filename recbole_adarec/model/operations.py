@@ -1,13 +1,13 @@
 """Candidate operations of the search space: one table from name to constructor and cost.
 
 Every operation is causal and keeps ``[B, L, C]``; the cell has applied ReLU before. A new operation is one class and
-one line of the table (README, "Extending").
+one line of the table, or one decorator in the user's own file (README, "Extend").
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +172,28 @@ OPERATIONS: dict[str, Operation] = {
     "skip": Operation(lambda size: nn.Identity(), lambda size: 0),
     "none": Operation(lambda size: Zero(), lambda size: 0),
 }
+_OURS = frozenset(OPERATIONS)
+Build = TypeVar("Build", bound=Callable[[int], nn.Module])
+
+
+def operation(name: str, macs: Callable[[int], int]) -> Callable[[Build], Build]:
+    """Decorator: a row of the table, for a class or function that makes the module for C channels.
+
+    Parameters
+    ----------
+    name : str
+        The name for ``operations:`` and architecture files.
+    macs : callable
+        Multiply-accumulates of one position for C channels.
+    """
+
+    def register(build: Build) -> Build:
+        if name in _OURS:
+            raise AdaRecError(f"operation {name!r} is one of ours; give yours another name")
+        OPERATIONS[name] = Operation(build, macs)
+        return build
+
+    return register
 
 
 def share_maps(operations: Iterable[nn.Module]) -> None:
@@ -197,7 +219,10 @@ def check_operations(names: list[str] | tuple[str, ...], where: str = "operation
     """
     for name in names:
         if name not in OPERATIONS:
-            raise AdaRecError(f"{where}: unknown operation {name!r}; known are {', '.join(OPERATIONS)}")
+            raise AdaRecError(
+                f"{where}: unknown operation {name!r}; known are {', '.join(OPERATIONS)}; one of your own is loaded "
+                "with --plugins= (load_plugins in Python)"
+            )
         if not is_causal(OPERATIONS[name].build(4)):
             raise AdaRecError(
                 f"{where}: operation {name!r} is not causal: its output changes with later items, which are the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import CausalConv, Encoding, ItemTable, SequenceRecommender
 
+T = TypeVar("T")
+
 
 class AdaRecTeacher(SequenceRecommender):
-    """A teacher; constructing it gives the class that ``backbone`` names.
+    """A teacher; constructing it gives the class that ``backbone`` names, or with ``stock`` a `StockTeacher`.
 
     Parameters
     ----------
@@ -31,16 +33,22 @@ class AdaRecTeacher(SequenceRecommender):
 
     def __new__(cls, config: Any = None, dataset: Any = None) -> AdaRecTeacher:
         if cls is AdaRecTeacher:
-            cls = backbone_class(config["backbone"])
+            cls = _stock_teacher() if config["stock"] else backbone_class(config["backbone"])
         return super().__new__(cls)
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.hidden_size: int = config["hidden_size"]
+        self.embedding_size = self.hidden_size
         self.distilled_layers: int = config["distilled_layers"]
         self.dropout = nn.Dropout(config["dropout_prob"])
 
-    def distilled(self, hidden: list[Tensor]) -> tuple[Tensor, ...]:
+    @property
+    def item_embeddings(self) -> Tensor:
+        """What a student's item table starts from, ``[I, embedding_size]``."""
+        return self.item_table.items
+
+    def distilled(self, hidden: list[T]) -> tuple[T, ...]:
         """Every n-th of all layers, the last one included, so that ``distilled_layers`` are left."""
         total, wanted = len(hidden), self.distilled_layers
         return tuple(hidden[(k + 1) * total // wanted - 1] for k in range(wanted))
@@ -185,11 +193,7 @@ class BERT4RecTeacher(_TransformerTeacher):
         return states[masked], whole[masked]
 
     def taught(self, item_seq: Tensor) -> tuple[Encoding, Tensor]:
-        lengths = (item_seq != 0).sum(1)
-        taught = torch.zeros_like(item_seq, dtype=torch.bool)
-        for k in range(self.taught_positions):
-            prefix = lengths - lengths * k // self.taught_positions
-            taught[torch.arange(len(item_seq), device=item_seq.device), prefix - 1] = True
+        taught = prefix_ends(item_seq, self.taught_positions)
         window, position = taught.nonzero(as_tuple=True)
         encoding = self.encode(self.ending_in_mask(item_seq[window], position + 1))
         row = torch.arange(len(window), device=item_seq.device)
@@ -199,6 +203,16 @@ class BERT4RecTeacher(_TransformerTeacher):
             tuple(hidden[row, position + 1] for hidden in encoding.layers),
             encoding.output[row, position + 1],
         ), taught
+
+
+def prefix_ends(item_seq: Tensor, number: int) -> Tensor:
+    """A mask ``[B, L]`` of the last item of each sequence and others evenly before it, at most `number` in all."""
+    lengths = (item_seq != 0).sum(1)
+    ends = torch.zeros_like(item_seq, dtype=torch.bool)
+    rows = torch.arange(len(item_seq), device=item_seq.device)
+    for k in range(number):
+        ends[rows, lengths - lengths * k // number - 1] = True
+    return ends
 
 
 BACKBONES: dict[str, type[AdaRecTeacher]] = {
@@ -213,3 +227,9 @@ def backbone_class(name: str) -> type[AdaRecTeacher]:
     if name not in BACKBONES:
         raise AdaRecError(f"backbone: unknown backbone {name!r}; known are {', '.join(BACKBONES)}")
     return BACKBONES[name]
+
+
+def _stock_teacher() -> type[AdaRecTeacher]:
+    from recbole_adarec.model.stock_teacher import StockTeacher  # which is one of these itself
+
+    return StockTeacher

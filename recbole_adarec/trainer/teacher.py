@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from recbole.trainer import Trainer
 from torch import Tensor
 
-from recbole_adarec.trainer.base import Batch, StageTrainer
+from recbole_adarec.data.loading import Loaders
+from recbole_adarec.files import plain
+from recbole_adarec.trainer.base import Batch, GatheringCollector, StageTrainer
 
 
 class AdaRecTeacherTrainer(StageTrainer):
@@ -17,3 +22,12 @@ class AdaRecTeacherTrainer(StageTrainer):
         states, labels = model.training_states(interaction[model.ITEM_SEQ], interaction[model.TARGETS])
         loss, _, _ = self.item_loss(states, model.item_table, labels)
         return loss, {}
+
+
+def evaluate_stock(config: Any, model: Any, data: Loaders) -> dict[str, dict[str, float]]:
+    """``valid`` and ``test`` results of a stock model, by RecBole's own evaluation."""
+    trainer = Trainer(config, model)
+    trainer.eval_collector = GatheringCollector(config)
+    trainer.eval_collector.data_collect(data.train)
+    results = {name: trainer.evaluate(getattr(data, name), load_best_model=False) for name in ("valid", "test")}
+    return plain({name: dict(result) for name, result in results.items()})

@@ -1,0 +1,63 @@
+"""The user's own operations, teacher adapters and layer mappings: Python files that are run before anything else."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.settings import find_file
+
+_loaded: dict[Path, ModuleType] = {}
+
+
+def load_plugins(files: str | Path | Sequence[str | Path] | None) -> list[str]:
+    """Run plugin files, each once in a process; what they register is known from then on.
+
+    Parameters
+    ----------
+    files : path-like, or several
+        Looked for where you stand, then in properties/.
+
+    Returns
+    -------
+    list of str
+        Their absolute paths.
+
+    Raises
+    ------
+    AdaRecError
+        If a file is missing, or fails: names the file and the line.
+    """
+    names = [files] if isinstance(files, (str, Path)) else files or []
+    paths = [find_file(str(name), "plugins").resolve() for name in names]
+    for path in paths:
+        if path not in _loaded:
+            _loaded[path] = _run(path)
+    return [str(path) for path in paths]
+
+
+def _run(path: Path) -> ModuleType:
+    name = f"recbole_adarec_plugin_{len(_loaded)}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise AdaRecError(f"plugins: {path} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs, as for any import
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        if isinstance(error, SyntaxError) and error.lineno is not None:
+            line: int | None = error.lineno
+        else:
+            own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+            line = own[-1] if own else None
+        kind = "" if isinstance(error, AdaRecError) else f"{type(error).__name__}: "
+        where = f"{path}, line {line}" if line else str(path)
+        raise AdaRecError(f"plugins: {where}: {kind}{' '.join(str(error).split())}") from error
+    return module

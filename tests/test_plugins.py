@@ -1,0 +1,147 @@
+"""The user's own operations, adapters and layer mappings: the README's examples, and what goes wrong in such files."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import recbole_adarec.plugins as plugins
+from recbole_adarec import AdaRecError, load_plugins, load_student, run_adarec
+from recbole_adarec.config import resolve
+from recbole_adarec.distillation.transport import MAPPINGS
+from recbole_adarec.experiments import Arm, Study
+from recbole_adarec.model.cost import operation_cost
+from recbole_adarec.model.operations import OPERATIONS, check_operations
+from recbole_adarec.model.stock_teacher import TEACHER_ADAPTERS
+from recbole_adarec.settings import load_yaml
+from tests.test_run import FAST
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.fixture(autouse=True)
+def tables_as_they_were():
+    tables = (OPERATIONS, MAPPINGS, TEACHER_ADAPTERS, plugins._loaded)
+    before = [dict(table) for table in tables]
+    yield
+    for table, content in zip(tables, before, strict=True):
+        table.clear()
+        table.update(content)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """The file in the README's section on extending."""
+    section = README.read_text(encoding="utf-8").partition("## Extend")[2]
+    code = re.search(r"```python\n(# mine\.py\n.*?)```", section, re.DOTALL)
+    (tmp_path / "mine.py").write_text(code[1])
+    return tmp_path / "mine.py"
+
+
+VALUES = {
+    **FAST, "operations": ["conv_7", "skip", "none"], "layer_mapping": "middle", "teacher": "GCSAN", "cost_budget": 0.9,
+    "teacher_epochs": 1, "teacher_inner_size": 16, "search_epochs": 2, "student_epochs": 1, "candidates": 1,
+    "candidate_sizes": None,
+}  # fmt: skip
+
+
+def test_the_readmes_file_does_what_it_says(mine, tiny, tmp_path):
+    """Operation, adapter and mapping in one run; the student is of use only with the operation."""
+    values = VALUES | {"data_path": str(tiny), "plugins": "mine.py"}
+    report = run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
+    assert OPERATIONS["conv_7"].parameters(8) == 7 * 8 * 8 == operation_cost("conv_7", 8, "macs")
+    assert report["models"][0]["kind"] == "GCSAN (RecBole)" and "2 layers" in report["teaching"]
+    flow = torch.tensor(report["distillation"]["flow"])
+    assert flow.shape[1] == 2 and flow[:, 1].sum() == pytest.approx(1) and flow[:, 0].sum() == 0
+    assert set(report["architecture"]["operations"]) <= {"conv_7", "skip", "none"}
+    assert load_yaml(tmp_path / "run" / "config.yaml")["plugins"] == [str(mine)]
+
+
+def test_a_student_names_its_plugin_and_never_runs_it(mine, tiny, tmp_path):
+    load_plugins(mine)
+    architecture = {"format": "recbole-adarec-architecture/1", "hidden_size": 8, "cells": [[["conv_7"]]]}
+    values = FAST | {"data_path": str(tiny), "plugins": str(mine), "architecture": architecture, "block_num": 1}
+    values |= {"distilled_layers": 1, "teacher_epochs": 1, "student_epochs": 1}
+    run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
+    expected = load_student(tmp_path / "run").scores([["3", "4"]])
+    code = (
+        "import sys, torch, recbole_adarec as r\n"
+        "try:\n    r.load_student(sys.argv[1])\n"
+        "except r.AdaRecError as error:\n    print(error)\n"
+        "r.load_plugins(sys.argv[2])\n"
+        "torch.save(r.load_student(sys.argv[1]).scores([['3', '4']]), 'scores.pt')\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "run"), str(mine)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "unknown operation 'conv_7'" in out and f"load_plugins(['{mine}'])" in out and out.count("\n") == 1
+    torch.testing.assert_close(torch.load("scores.pt", weights_only=True), expected)
+
+
+def test_workers_load_plugins_too(mine, tiny, tmp_path):
+    """Two arms in two processes that are started anew."""
+    architecture = {"format": "recbole-adarec-architecture/1", "hidden_size": 8, "cells": [[["conv_7"]]]}
+    small = {"data_path": str(tiny), "block_num": 1, "distilled_layers": 1, "teacher_epochs": 1, "student_epochs": 1}
+    values = resolve("tiny", [], FAST | small | {"plugins": str(mine), "architecture": architecture, "threads": 1})
+    results = Study(values, [2020], tmp_path / "runs", workers=2).run([Arm("a", {}), Arm("b", {"gamma": 0.0})])
+    assert [result.architectures[0].count() for result in results.values()] == [{"conv_7": 1}] * 2
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "words"),
+    [
+        ("x = 1\ny = 1 +\n", 2, "SyntaxError"),
+        ("\n\nimport no_such_module\n", 3, "no_such_module"),
+        ("def f():\n    return 1 / 0\n\nf()\n", 2, "ZeroDivisionError: division by zero"),
+        (
+            "from recbole_adarec import operation\n\n\n@operation('skip', macs=int)\ndef mine(size):\n    pass\n",
+            4, "'skip' is one of ours",
+        ),
+        ("from recbole_adarec import teacher_adapter\n@teacher_adapter('X')\nclass X:\n    pass\n", 2, "no subclass"),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_plugin_names_file_and_line(tmp_path, code, line, words):
+    (tmp_path / "bad.py").write_text(code)
+    with pytest.raises(AdaRecError, match=rf"plugins: {tmp_path}/bad\.py, line {line}: .*{words}") as error:
+        resolve(None, [], {"plugins": "bad.py"})
+    assert "\n" not in str(error.value)
+
+
+def test_a_plugin_that_is_not_there(tmp_path):
+    with pytest.raises(AdaRecError, match=r"plugins: no file 'nowhere\.py', looked in"):
+        resolve(None, [], {"plugins": ["nowhere.py"]})
+
+
+def test_plugins_are_loaded_once_and_before_values_are_checked(mine):
+    (Path("values.yaml")).write_text("operations: [conv_7]\n")
+    values = resolve(None, ["values.yaml"], {"plugins": str(mine)})
+    assert values["operations"] == ["conv_7"]
+    first = OPERATIONS["conv_7"]
+    load_plugins([mine, mine])
+    assert OPERATIONS["conv_7"] is first
+
+
+def test_an_operation_of_the_user_that_sees_the_future_is_refused(tmp_path):
+    (tmp_path / "future.py").write_text(
+        "import torch\nfrom recbole_adarec import operation\n\n"
+        "@operation('both_sides', macs=lambda size: 0)\nclass Both(torch.nn.Module):\n"
+        "    def __init__(self, size):\n        super().__init__()\n"
+        "    def forward(self, x):\n        return x + x.flip(1)\n"
+    )
+    load_plugins("future.py")
+    with pytest.raises(AdaRecError, match="'both_sides' is not causal"):
+        check_operations(["both_sides"])
+
+
+def test_a_mapping_that_gives_no_layers_is_refused(mine):
+    load_plugins(mine)
+    assert MAPPINGS["middle"](4, 8, None).flow[:, 4].sum() == pytest.approx(1)
+    from recbole_adarec import layer_mapping
+
+    layer_mapping("wrong")(lambda s, t: [t] * s)
+    with pytest.raises(AdaRecError, match=r"'wrong' gives \[8, 8\] .* expected 2 numbers from 0 to 7"):
+        MAPPINGS["wrong"](2, 8, None)

@@ -25,8 +25,8 @@ from recbole_adarec.run_folder import RunFolder
 from recbole_adarec.settings import model_defaults
 
 NEXTITNET = "NextItNet"
-GROWTHS = (1.0, 2.0, 4.0)
-FACTORS = (2.0, 4.0)
+GROWTHS = (1.0, 2.0, 4.0)  # item_block_growth,
+FACTORS = (2.0, 4.0)  # and item_width_factor
 
 
 class ModelRun(Run):

@@ -16,6 +16,7 @@ from recbole_adarec.config import resolve, stage_config
 from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.files import load_checkpoint
 from recbole_adarec.model.teacher import LAYER_SHARING
+from recbole_adarec.trainer.base import Batch
 from tests.conftest import make_config
 
 SMALL = {
@@ -94,6 +95,9 @@ def test_recboles_own_road_trains_a_cprec_that_learns(tiny):
     batch, model = train._dataset[torch.arange(5)], trainer.model.eval()
     states, labels = model.training_states(batch["item_id_list"], batch["target_item_id_list"])
     torch.testing.assert_close(trainer.item_loss(states, model.item_table, labels)[0], model.calculate_loss(batch))
+    few = Batch(train._dataset[torch.tensor([0])], 5, 1.0)
+    trainer._step(few)  # blocks without items get a gradient too: several processes add theirs up
+    assert all(p.grad is not None for p in model.item_table.parameters())
     trainer.fit(train, valid, show_progress=False)
     result = trainer.evaluate(test, load_best_model=True)
     assert result["ndcg@10"] > 0.6, "nine of ten next items follow from the last one"
@@ -116,6 +120,11 @@ def test_a_run_with_an_adaptive_table_learns_from_a_full_teacher_and_reports_bot
         "item_loss adaptive: blocks of items x channels 3 x 16, 6 x 8, 11 x 4" in (tmp_path / "run/log.txt").read_text()
     )
     assert len(load_student(tmp_path / "run").recommend(["3", "4"], k=20)) == 20
+
+
+def test_a_teacher_without_residual_blocks_shares_none(ml100k):
+    with pytest.raises(AdaRecError, match="layer_sharing: 'cross_block' is for NextItNet"):
+        built(ml100k, "teacher", backbone="SASRec", layer_sharing="cross_block")
 
 
 def test_a_teacher_with_an_adaptive_table_is_refused(tiny):
@@ -143,3 +152,16 @@ def test_the_experiment_compares_sizes_and_continues(tiny, tmp_path, capsys):
     assert main(["experiment", "cprec", *arguments]) == 0
     assert capsys.readouterr().out == first and trained.stat().st_mtime_ns == before
     assert main(["experiment", "cprec", *arguments[:-1], "--arms=[nothing]"]) == 2
+
+
+def test_item_tables_are_compared_at_the_same_size_too(tiny, tmp_path, capsys):
+    values = SMALL | {"search_hidden_size": 16, "cells": 1, "nodes": 1, "candidates": 1, "cost_budget": None}
+    values |= {"teacher_epochs": 2, "search_epochs": 1, "student_epochs": 2, "seeds": [1]}
+    arguments = [f"--{key}={'~' if value is None else value}" for key, value in values.items()]
+    assert main(["experiment", "item-tables", f"--data_path={tiny}", "--dataset=tiny", *arguments]) == 0
+    found = json.loads((tmp_path / "experiments/tiny/item-tables.json").read_text())
+    assert found["reference"] == "adaptive" and len(found["arms"]) == 4
+    total = {name: arm["parameters"]["total"] for name, arm in found["arms"].items()}
+    smaller = next(name for name in total if name.startswith("full, "))
+    assert abs(total[smaller] - total["adaptive"]) < 0.2 * total["adaptive"] < total["full"] < total["teacher"]
+    assert "ratio" in capsys.readouterr().out

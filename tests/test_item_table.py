@@ -246,10 +246,10 @@ def test_each_block_starts_as_the_best_approximation_of_its_rows(tied):
 @pytest.mark.parametrize(
     ("values", "sizes", "widths"),
     [
-        ({}, (7, 13, 27, 53), (64, 16, 4, 1)),
-        ({"item_blocks": 2, "item_block_growth": 1.0, "item_width_factor": 2.0}, (50, 50), (64, 32)),
+        ({}, (7, 13, 27, 53), (64, 32, 16, 8)),
+        ({"item_blocks": 2, "item_block_growth": 1.0, "item_width_factor": 4.0}, (50, 50), (64, 16)),
         ({"item_blocks": [10, 0.4], "item_widths": [32, 8, 2]}, (10, 30, 60), (32, 8, 2)),
-        ({"item_blocks": 3, "item_block_growth": 100.0}, (1, 1, 98), (64, 16, 4)),
+        ({"item_blocks": 3, "item_block_growth": 100.0}, (1, 1, 98), (64, 32, 16)),
     ],
 )
 def test_the_cut_of_a_catalog(values, sizes, widths):

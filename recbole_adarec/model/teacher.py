@@ -123,6 +123,8 @@ class _TransformerTeacher(AdaRecTeacher):
     def __init__(self, config: Any, dataset: Any, extra_items: int, positions: int) -> None:
         super().__init__(config, dataset)
         self.check_depth(config["n_layers"])
+        if (config["layer_sharing"] or "none") != "none":
+            raise AdaRecError(f"layer_sharing: {config['layer_sharing']!r} is for NextItNet; other teachers share none")
         if self.hidden_size % config["n_heads"]:
             raise AdaRecError(
                 f"n_heads: {config['n_heads']} heads do not divide hidden_size {self.hidden_size} of the teacher"

@@ -194,6 +194,9 @@ class StageTrainer(Trainer):
         self.optimizer.zero_grad()
         self.scaler.scale(loss * batch.share).backward()
         trained = self.optimized()
+        for parameter in self.model.item_table.parameters():
+            if parameter.grad is None:  # a block without items here; other processes may have some
+                parameter.grad = torch.zeros_like(parameter)
         distributed.add_gradients(trained)
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)

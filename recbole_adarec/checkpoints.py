@@ -50,8 +50,10 @@ def save_model(path: str | Path, model: torch.nn.Module, config: Any, **extra: A
     )
 
 
-def load_state(path: str | Path, device: torch.device | str = "cpu", *, expected: str) -> dict[str, Any]:
-    """The content of a model file that holds the model `expected`.
+def load_state(
+    path: str | Path, device: torch.device | str = "cpu", *, expected: str | tuple[str, ...]
+) -> dict[str, Any]:
+    """The content of a model file that holds the model `expected`, or one of them.
 
     Raises
     ------
@@ -59,7 +61,7 @@ def load_state(path: str | Path, device: torch.device | str = "cpu", *, expected
         If it is missing, damaged, or holds another model.
     """
     content = load_checkpoint(path, device, expected=FORMAT)
-    if content.get("model") != expected:
+    if content.get("model") not in ((expected,) if isinstance(expected, str) else expected):
         raise AdaRecError(f"{path} holds a {content.get('model')!r}, expected {expected!r}")
     return content
 

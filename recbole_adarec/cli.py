@@ -26,13 +26,16 @@ its prefix: --teacher_epochs=20 --search_learning_rate=0.002 --student_gamma=0.3
 
        python run_adarec.py benchmark [--quick] [--threads=1] [--parts="[teacher, search]"] [--output=benchmark.json]
 
-Measures, instead of training: the teacher's training against RecBole's, the search step, inference, and growth on
-synthetic data (parts teacher, search, inference, growth). Takes the keys of a run too. --quick: less of everything.
+Measures, instead of training: the teacher's training against RecBole's, the search step, inference, growth on
+synthetic data, and the ten best of a million items (parts teacher, search, inference, growth, ranking). Takes the keys
+of a run too. --quick: less of everything.
 
        python run_adarec.py experiment NAME [--seeds="[2020, 2021, 2022]"] [--workers=2] [--output=experiments]
 
-Several runs, compared on the same users; NAME is search-vs-random (--random=20 architectures), ablation, teachers, or
-transfer (--scenes="[ml-100k, ml-1m]"). Takes the keys of a run too; the same command continues it.
+Several runs, compared on the same users; NAME is search-vs-random (--random=20 architectures), ablation, teachers,
+transfer (--scenes="[ml-100k, ml-1m]"), cprec (NextItNet against CpRec; --arms="[CpRec]": not all of its settings), or
+item-tables (AdaRec's student with a full and an adaptive item table). Takes the keys of a run too; the same command
+continues it.
 
        python run_adarec.py compare --models="SASRec GRU4Rec AdaRecStudent" [--reference=AdaRecStudent]
                                     [--fast_baselines] [--output=compare]
@@ -196,7 +199,7 @@ def _experiment(arguments: Sequence[str]) -> int:
     if len(names) != 1:
         raise AdaRecError(f"experiment: name one of {', '.join(EXPERIMENTS)}")
     files, values = parse_arguments([argument for argument in arguments if argument.startswith("--")])
-    own = {"scenes": list, "seeds": list, "random": int, "workers": int, "output": str}
+    own = {"scenes": list, "seeds": list, "random": int, "workers": int, "output": str, "arms": list}
     given = {key: values.pop(key) for key in own if key in values}
     for key, value in given.items():
         if not isinstance(value, own[key]):

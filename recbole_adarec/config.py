@@ -20,13 +20,15 @@ from recbole_adarec.distillation.item_losses import ITEM_LOSSES
 from recbole_adarec.distillation.transport import DISTANCES, MAPPINGS
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.cost import COSTS
+from recbole_adarec.model.item_table import ITEM_OUTPUTS, ITEM_TABLES
 from recbole_adarec.model.operations import check_operations
-from recbole_adarec.model.teacher import BACKBONES
+from recbole_adarec.model.teacher import BACKBONES, LAYER_SHARING
 from recbole_adarec.plugins import load_plugins
 from recbole_adarec.settings import Loader, find_file, load_yaml, model_defaults, run_defaults
 from recbole_adarec.stock import data_of_teacher, is_checkpoint, stock_keys, stock_settings
 
 STAGES = {"teacher": "AdaRecTeacher", "search": "AdaRecSupernet", "student": "AdaRecStudent"}
+MODELS = {**STAGES, "cprec": "CpRec"}  # what has defaults and a prefix of its own
 _RECBOLE = Path(recbole.__file__).parent
 _VISIBLE_DEVICES = os.environ.get("CUDA_VISIBLE_DEVICES")  # as the user set it: RecBole's Config overwrites it
 
@@ -48,6 +50,8 @@ _OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
     "cost_budget": (int, float),
     "candidate_sizes": (list,),
     "item_table_rate": (int, float),
+    "item_blocks": (int, list),
+    "item_widths": (list,),
     "teacher_path": (str,),
     "supernet_path": (str,),
     "clip_grad_norm": (dict,),
@@ -59,6 +63,9 @@ _CHOICES: dict[str, Collection[str]] = {
     "hidden_distance": tuple(DISTANCES),
     "cost": COSTS,
     "item_loss": ITEM_LOSSES,
+    "item_table": ITEM_TABLES,
+    "item_output": ITEM_OUTPUTS,
+    "layer_sharing": LAYER_SHARING,
 }
 # Inclusive ranges of our numbers; None is no bound.
 _RANGES: dict[str, tuple[float | None, float | None]] = {
@@ -73,7 +80,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "layer_weight_floor": (0, 1),
     "layer_weight_momentum": (0, 0.9999), "kd_temperature": (1e-3, None), "teacher_cache_mb": (0, None),
     "sampled_above": (0, None), "sampled_items": (1, None), "eval_scores_mb": (1, None),
-    "item_table_rate": (0, None), "nproc": (1, None), "group_offset": (0, None),
+    "item_table_rate": (0, None), "item_blocks": (2, None), "item_block_growth": (1e-3, None),
+    "item_width_factor": (1, None), "nproc": (1, None), "group_offset": (0, None),
     "threads": (1, None), "latency_repeats": (1, None), "MAX_ITEM_LIST_LENGTH": (1, None),
 }  # fmt: skip
 
@@ -146,7 +154,7 @@ def resolve(
 
 def stage_values(values: dict[str, Any], stage: str) -> dict[str, Any]:
     """The values of one stage: those with its prefix, over those without any; the others' prefixes are left out."""
-    prefixes = tuple(f"{name}_" for name in (*STAGES, "baseline"))
+    prefixes = tuple(f"{name}_" for name in (*MODELS, "baseline"))
     known = _known_keys()
     own: dict[str, Any] = {}
     for key, value in values.items():
@@ -171,14 +179,14 @@ def stage_config(values: dict[str, Any], stage: str, **extra: Any) -> AdaRecConf
     values : dict
         What `resolve` returned.
     stage : str
-        ``teacher``, ``search`` or ``student``.
+        ``teacher``, ``search`` or ``student``; or ``cprec``, which is a run by itself.
     **extra
         Values that the run itself sets.
     """
     own = stage_values(values, stage) | extra
     if own.get("architecture") is None:
         own.pop("architecture", None)
-    return make_config(STAGES[stage], own)
+    return make_config(MODELS[stage], own)
 
 
 def resolved(values: dict[str, Any]) -> dict[str, Any]:
@@ -256,7 +264,7 @@ def _own_device(given: Any) -> str:
 
 def _known_keys() -> set[str]:
     known = set(run_defaults()) | _RECBOLE_EXTRA
-    for name in STAGES.values():
+    for name in MODELS.values():
         known |= set(model_defaults(name))
     for file in ("overall.yaml", "dataset/sample.yaml", "dataset/ml-100k.yaml"):
         known |= set(load_yaml(_RECBOLE / "properties" / file))
@@ -277,7 +285,7 @@ def _check(values: dict[str, Any], where: str, stock: set[str]) -> None:
     defaults: dict[str, Any] = {}
     for file in ("dataset/sample.yaml", "overall.yaml"):
         defaults |= load_yaml(_RECBOLE / "properties" / file)
-    for model in STAGES.values():
+    for model in MODELS.values():
         defaults |= model_defaults(model)
     defaults |= run_defaults()
     for key, value in values.items():
@@ -290,7 +298,7 @@ def _check(values: dict[str, Any], where: str, stock: set[str]) -> None:
 def _unprefixed(key: str, known: set[str]) -> str | None:
     if key in known:
         return key
-    for stage in (*STAGES, "baseline"):
+    for stage in (*MODELS, "baseline"):
         if key.startswith(f"{stage}_") and (key.removeprefix(f"{stage}_") in known or stage == "baseline"):
             return key.removeprefix(f"{stage}_")
     return None
@@ -320,5 +328,11 @@ def _check_value(key: str, name: str, value: Any, default: Any, where: str) -> N
         if not value:
             raise AdaRecError(f"{key} in {where} is empty, expected at least one operation")
         check_operations(value, f"{key} in {where}")
+    if key == "teacher_item_table" and value != "full":
+        raise AdaRecError(f"{key} in {where} is {value!r}; a teacher's table is full, its student's may be adaptive")
+    if name in ("item_blocks", "item_widths") and isinstance(value, list):
+        whole = all(isinstance(number, (int, float)) and number > 0 for number in value)
+        if not value or not whole or (name == "item_widths" and not all(isinstance(n, int) for n in value)):
+            raise AdaRecError(f"{key} in {where} is {value!r}, expected a list of positive numbers")
     if name == "candidate_sizes" and not (value and all(isinstance(size, int) and size > 0 for size in value)):
         raise AdaRecError(f"{key} in {where} is {value!r}, expected whole numbers of at least 1")

@@ -33,7 +33,8 @@ from recbole_adarec.run_folder import check_same
 FORMAT = "recbole-adarec-experiment/1"
 _USERS = "recbole-adarec-users/1"
 METRICS = {"ndcg": "NDCG@10", "log_likelihood": "log-likelihood"}
-EXPERIMENTS = ("search-vs-random", "ablation", "transfer", "teachers")
+EXPERIMENTS = ("search-vs-random", "ablation", "transfer", "teachers", "cprec", "item-tables")
+OF_SIZES = ("cprec", "item-tables")  # those of the module compression, which compares whole models
 BUDGETS = (0.25, 0.5, 2.0, 4.0)  # times cost_budget
 BETAS = (0.1, 10.0)
 
@@ -119,17 +120,22 @@ class Study:
         self._work(jobs)
         return {arm.name: self._load(arm.name) for arm in arms}
 
+    @staticmethod
+    def complete(values: dict[str, Any], given: Sequence[tuple[str, str]] = ()) -> None:
+        """What a job does, in a process of its own if there are several workers."""
+        complete(values, given)
+
     def _work(self, jobs: list[tuple[dict[str, Any], list[tuple[str, str]]]]) -> None:
         bar = tqdm(total=len(jobs), desc=self.folder.name, unit=" runs", disable=not jobs)
         if self.workers == 1:
             for job in jobs:
-                complete(*job)
+                self.complete(*job)
                 bar.update()
         else:
             # Forked processes would share the threads of torch, which do not survive a fork.
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(self.workers, context) as pool:
-                for future in [pool.submit(complete, *job) for job in jobs]:
+                for future in [pool.submit(self.complete, *job) for job in jobs]:
                     future.add_done_callback(lambda _: bar.update())
         bar.close()
 
@@ -350,6 +356,7 @@ def run_experiment(
     number: int = 20,
     workers: int = 1,
     output: str | None = None,
+    arms: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run an experiment, print its table and write it beside its runs.
 
@@ -369,6 +376,8 @@ def run_experiment(
         Runs at a time.
     output : str, optional
         The folder; ``experiments/`` by default. A folder of its own for each dataset is made in it.
+    arms : sequence of str
+        Those of ``cprec`` to run; all by default.
 
     Returns
     -------
@@ -387,6 +396,8 @@ def run_experiment(
     for key in ("run_dir", "architecture", "seed"):
         if key in overrides:
             raise AdaRecError(f"experiment: {key} is set by the experiment itself; leave it out")
+    from recbole_adarec import compression  # it imports this module
+
     folder = Path(output or "experiments")
 
     def study(dataset: str | None) -> Study:
@@ -403,12 +414,15 @@ def run_experiment(
             "search-vs-random": lambda: search_vs_random(one, number),
             "ablation": lambda: ablation(one),
             "teachers": lambda: teachers(one),
+            "cprec": lambda: compression.cprec(one, arms),
+            "item-tables": lambda: compression.item_tables(one),
         }
         found |= {"dataset": one.values["dataset"]} | work[name]()
         path = folder / one.values["dataset"] / name
     write_text(path.with_suffix(".json"), json.dumps(plain(found), indent=1) + "\n")
     write_text(path.with_suffix(".md"), table(found))
-    write_text(path.with_suffix(".html"), experiment_page(heading(found), table(found), planes(found)))
+    size = "parameters" if name in OF_SIZES else "layer parameters"
+    write_text(path.with_suffix(".html"), experiment_page(heading(found), table(found), planes(found), size))
     return found
 
 
@@ -419,6 +433,10 @@ def heading(found: Mapping[str, Any]) -> str:
 
 def planes(found: Mapping[str, Any]) -> dict[str, list[tuple[str, float, float]]]:
     """For each scene and metric the arms' names, mean layer parameters and test results; none without parameters."""
+    if found["experiment"] in OF_SIZES:
+        from recbole_adarec import compression
+
+        return compression.planes(found)
     drawn = {}
     for scene, part in found.get("scenes", {"": found}).items():
         for metric, words in METRICS.items():
@@ -435,7 +453,7 @@ def table(found: Mapping[str, Any]) -> str:
               "[95 % interval of the paired difference, bootstrap over users].", ""]  # fmt: skip
     for scene, part in found.get("scenes", {"": found}).items():
         lines += [f"## {scene}", ""] if scene else []
-        lines += [_rows(part), ""]
+        lines += [_sizes(part) if found["experiment"] in OF_SIZES else _rows(part), ""]
         if best := part.get("best_one_to_one"):
             differences = ", ".join(f"{words} {_difference(best[metric])}" for metric, words in METRICS.items())
             lines += [f"EMD against the best one-to-one mapping by validation ({best['name']}): {differences}.", ""]
@@ -450,6 +468,12 @@ def table(found: Mapping[str, Any]) -> str:
                 )
                 lines.append("")
     return "\n".join(lines)
+
+
+def _sizes(part: Mapping[str, Any]) -> str:
+    from recbole_adarec import compression
+
+    return compression.rows(part)
 
 
 def _rows(part: Mapping[str, Any]) -> str:

@@ -48,14 +48,19 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
-def plain(value: Any) -> Any:
-    """The same value in types that ``torch.load(weights_only=True)`` admits: tensors, numbers, text, containers."""
+def plain(value: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:
+    """The same value in types that ``torch.load(weights_only=True)`` admits: tensors, numbers, text, containers.
+
+    Weights that stand under several names share one copy, in `copies`, and so their place in a file.
+    """
+    copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
+        key = value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
+        return copies.setdefault(key, value.detach().cpu()) if value.numel() else value.detach().cpu()
     if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {plain(key): plain(item, copies) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return [plain(item) for item in value]
+        return [plain(item, copies) for item in value]
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a numpy scalar
         return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -15,7 +15,16 @@ from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_adarec import distributed
 from recbole_adarec.checkpoints import build_model, load_state, save_model
-from recbole_adarec.config import STAGES, AdaRecConfig, make_config, resolve, resolved, stage_config, stage_values
+from recbole_adarec.config import (
+    MODELS,
+    STAGES,
+    AdaRecConfig,
+    make_config,
+    resolve,
+    resolved,
+    stage_config,
+    stage_values,
+)
 from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.evaluation import report as pages
 from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed
@@ -198,7 +207,7 @@ class Run:
                 save_model(path, model, config, seconds=seconds, **results)
             distributed.barrier()
             getLogger().info(f"{name} is finished after {seconds:.1f} s")
-        return load_state(path, expected=STAGES[name])
+        return load_state(path, expected=MODELS[name])
 
     def _inputs(self, stage: str) -> dict[str, Any]:
         """What a stage reads of those before it."""

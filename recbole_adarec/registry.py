@@ -17,8 +17,9 @@ from recbole.config import Config
 
 from recbole_adarec import compat
 from recbole_adarec.data.dataset import SequenceDataset
-from recbole_adarec.model import student, supernet, teacher
+from recbole_adarec.model import cprec, student, supernet, teacher
 from recbole_adarec.settings import model_defaults
+from recbole_adarec.trainer.cprec import CpRecTrainer
 from recbole_adarec.trainer.search import AdaRecSupernetTrainer
 from recbole_adarec.trainer.student import AdaRecStudentTrainer
 from recbole_adarec.trainer.teacher import AdaRecTeacherTrainer
@@ -27,6 +28,7 @@ MODELS = {
     "AdaRecTeacher": (teacher, AdaRecTeacherTrainer),
     "AdaRecSupernet": (supernet, AdaRecSupernetTrainer),
     "AdaRecStudent": (student, AdaRecStudentTrainer),
+    "CpRec": (cprec, CpRecTrainer),
 }
 
 

@@ -23,7 +23,7 @@ from recbole_adarec.evaluation.benchmark import (
     synthetic_interactions,
 )
 
-SMALL = Sizes(2, 32, 2, 4, 3, 2, 3, ((500, 40), (1_000, 40)), 4, 5)
+SMALL = Sizes(2, 32, 2, 4, 3, 2, 3, ((500, 40), (1_000, 40)), 4, 5, 2_000, 5)
 MODEL = {
     "hidden_size": 8,
     "block_num": 1,
@@ -94,6 +94,7 @@ def test_all_parts_and_their_file(tiny, tmp_path, capsys):
         assert cell["targets"] == interactions - 3 * cell["users"]  # the first has no past, two are held out
         assert min(cell["peak_mb"].values()) > 50
         assert cell["search"]["item_loss"] in ("full", "chunked")
+    assert result["ranking"]["catalog"] == 2_000 and result["ranking"]["scored"]["median"] <= 1
     assert len(figures(result)) > 50
     tables = capsys.readouterr().out
     for words in ("Teacher training", "Search step", "Inference", "Growth on synthetic data"):

@@ -18,7 +18,8 @@ from recbole_adarec.distillation.transport import (
     fixed_pairs,
     optimal_flow,
 )
-from recbole_adarec.model.base import Encoding, ItemTable
+from recbole_adarec.model.base import Encoding
+from recbole_adarec.model.item_table import FullItemTable
 from tests.conftest import make_config
 from tests.test_causality import shaken, teacher
 
@@ -174,7 +175,7 @@ def distiller(config, teacher_table):
 
 
 def test_a_student_that_knows_its_teachers_table_starts_at_the_best_approximation():
-    teacher_table, table = torch.randn(200, 64), ItemTable(200, 32)
+    teacher_table, table = torch.randn(200, 64), FullItemTable(200, 32)
     d = distiller(make_config("student"), teacher_table)
     d.start_from_teacher(table)
     rebuilt = d.project_embedding(table.items)
@@ -191,7 +192,7 @@ def test_each_switch_leaves_out_its_loss_alone(ml100k, switch):
     encoding = Encoding(
         torch.randn(b, length, 32), tuple(torch.randn(b, length, 32) for _ in range(4)), torch.randn(b, length, 32)
     )
-    table = ItemTable(model.n_items, 32)
+    table = FullItemTable(model.n_items, 32)
     parts = {}
     for config in (make_config("student"), make_config("student", **{switch: False})):
         torch.manual_seed(0)

@@ -167,6 +167,11 @@ class WindowDataset(SequenceDataset):
         )
 
 
+def item_counts(dataset: Any, n_items: int) -> Tensor:
+    """How often each item is a target of the training part, ``[I]``."""
+    return torch.bincount(dataset.inter_feat[dataset.iid_field], minlength=n_items)
+
+
 class _FastPandas:
     """pandas, whose ``read_csv`` tries its C engine first; the Python engine takes a minute for five million rows.
 

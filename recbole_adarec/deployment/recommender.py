@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recbole_adarec.checkpoints import build_model, load_state
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.item_table import TopK
 from recbole_adarec.model.teacher import AdaRecTeacher
 
 
@@ -19,7 +20,7 @@ class Recommender:
 
     Parameters
     ----------
-    model : AdaRecStudent or AdaRecTeacher
+    model : AdaRecStudent, AdaRecTeacher or CpRec
         In evaluation mode.
     item_tokens : list of str
         The dataset's own name of each item id; id 0 is padding.
@@ -75,11 +76,20 @@ class Recommender:
         return scores
 
     def recommend(self, history: Sequence[str | int], k: int = 10) -> list[tuple[str, float]]:
-        """The k items with the highest scores after a history, with their scores; items of the history included."""
+        """The k items with the highest scores after a history, with their scores; items of the history included.
+
+        Exact; with an adaptive item table blocks that cannot hold one of them are not scored.
+        """
+        top = self.top_k(history, k)
+        return [(self.item_tokens[i], s) for i, s in zip(top.items[0].tolist(), top.scores[0].tolist(), strict=True)]
+
+    @torch.no_grad()
+    def top_k(self, history: Sequence[str | int], k: int = 10) -> TopK:
+        """What `recommend` gives as ids and scores ``[1, k]``, with the share of the catalog that was scored for it."""
         if not 1 <= k < len(self.item_tokens):
             raise AdaRecError(f"k is {k}, expected 1 to {len(self.item_tokens) - 1}")
-        top = self.scores([history])[0].topk(k)
-        return [(self.item_tokens[i], s) for i, s in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+        row = self._ids(history).to(next(self.model.parameters()).device)
+        return self.model.item_table.top_k(self.model(row, torch.tensor([row.shape[1]], device=row.device)), k)
 
 
 def load_student(run_dir: str | Path, device: torch.device | str = "cpu") -> Recommender:
@@ -88,7 +98,7 @@ def load_student(run_dir: str | Path, device: torch.device | str = "cpu") -> Rec
     Parameters
     ----------
     run_dir : path-like
-        Folder of a finished run, or a copy of its student.pth.
+        Folder of a finished run, or a copy of its student.pth; or the cprec.pth of a CpRec.
     device : torch.device or str
         Where it computes.
 

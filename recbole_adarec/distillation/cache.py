@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from recbole_adarec.data.dataset import WINDOW_FIELD, WindowDataset
+from recbole_adarec.distillation.block_losses import TeacherBlocks, block_scores
 from recbole_adarec.distillation.item_losses import TeacherSoftmax
 from recbole_adarec.distillation.transport import LayerDistance
+from recbole_adarec.model.item_table import AdaptiveItemTable, ItemTable
 from recbole_adarec.model.teacher import AdaRecTeacher
 
 
@@ -29,7 +31,7 @@ class Lesson(NamedTuple):
         ``[T, N]``, likewise.
     output : Tensor
         ``[N, C]``, scored by the teacher's item table.
-    softmax : TeacherSoftmax, optional
+    softmax : TeacherSoftmax or TeacherBlocks, optional
         What that scoring gives, where it is kept.
     """
 
@@ -38,7 +40,7 @@ class Lesson(NamedTuple):
     layers: Tensor
     terms: Tensor
     output: Tensor
-    softmax: TeacherSoftmax | None = None
+    softmax: TeacherSoftmax | TeacherBlocks | None = None
 
 
 class LiveTeacher:
@@ -69,10 +71,17 @@ class CachedTeacher:
         Keep the teacher's softmax over all items at this temperature too.
     batch_size : int
         Windows that it is asked for at a time.
+    student_table : ItemTable, optional
+        If it is adaptive, the teacher's scores of its blocks are kept.
     """
 
     def __init__(
-        self, live: LiveTeacher, dataset: WindowDataset, temperature: float | None = None, batch_size: int = 64
+        self,
+        live: LiveTeacher,
+        dataset: WindowDataset,
+        temperature: float | None = None,
+        batch_size: int = 64,
+        student_table: ItemTable | None = None,
     ) -> None:
         self.item_seq = live.teacher.ITEM_SEQ
         self.device = next(live.teacher.parameters()).device
@@ -86,6 +95,9 @@ class CachedTeacher:
         if temperature is not None:
             self.softmax = torch.empty(most, len(table), dtype=torch.half, device=self.device)
             self.negative_entropy = torch.empty(most, device=self.device)
+        self.block_scores: Tensor | None = None
+        if isinstance(student_table, AdaptiveItemTable):
+            self.block_scores = torch.empty(most, len(student_table.blocks) - 1, device=self.device)
         rows, columns, done = [], [], 0
         for window in torch.arange(len(dataset)).split(batch_size):
             lesson = live.lesson(dataset[window].to(self.device))
@@ -99,6 +111,8 @@ class CachedTeacher:
                 log_p = (lesson.output @ table.T).div_(temperature).log_softmax(-1)
                 self.softmax[here] = p = log_p.exp()
                 self.negative_entropy[here] = (p * log_p).sum(-1)
+            if self.block_scores is not None and isinstance(student_table, AdaptiveItemTable):
+                self.block_scores[here] = block_scores(lesson.output, table, student_table).scores
             done += len(row)
         self.column = torch.cat(columns)
         self.count = torch.bincount(torch.cat(rows), minlength=len(dataset))
@@ -118,8 +132,10 @@ class CachedTeacher:
         embedding, layers, output = self.store.index_select(0, index).float().split(self.widths, -1)
         terms = self.terms.index_select(0, index).T
         layers = layers.unflatten(-1, self.layers_shape).transpose(0, 1)
-        softmax = None
-        if self.softmax is not None:
+        softmax: TeacherSoftmax | TeacherBlocks | None = None
+        if self.block_scores is not None:
+            softmax = TeacherBlocks(self.block_scores[index])
+        elif self.softmax is not None:
             softmax = TeacherSoftmax(self.softmax, index, self.negative_entropy[index])
         return Lesson(positions.to(self.device), embedding, layers, terms, output, softmax)
 
@@ -137,10 +153,12 @@ def teacher_outputs(
     dataset: WindowDataset,
     megabytes: int,
     temperature: float | None = None,
+    student_table: ItemTable | None = None,
 ) -> LiveTeacher | CachedTeacher:
     """The teacher behind a cache if its outputs fit into `megabytes`, else without.
 
-    With a `temperature` its softmax over all items is kept too, if that fits as well.
+    With a `temperature` its softmax over all items is kept too, if that fits as well; with an adaptive
+    `student_table` its scores of the blocks, which are few.
     """
     live = LiveTeacher(teacher.eval(), distance)
     targets = int(dataset.windows.length.sum())
@@ -157,4 +175,4 @@ def teacher_outputs(
     needed += 0 if temperature is None else of_softmax
     what = "outputs" if temperature is None else "outputs and softmax"
     getLogger().info(f"teacher {what} are kept in memory: {needed:.0f} MB")
-    return CachedTeacher(live, dataset, temperature)
+    return CachedTeacher(live, dataset, temperature, student_table=student_table)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.base import ItemTable
+from recbole_adarec.model.item_table import FullItemTable
 
 ITEM_LOSSES = ("auto", "full", "chunked", "sampled")
 _CACHE_BYTES = 2**20  # scores of a chunk on a CPU: four such matrices are in use at a time
@@ -133,12 +133,7 @@ class ItemLoss:
             self.mode = "sampled" if n_items - 1 > config["sampled_above"] else "chunked"
         batch = config["train_batch_size"] + config["MAX_ITEM_LIST_LENGTH"]
         width = n_items if self.mode != "sampled" else self._number + 1
-        if self.mode == "full":
-            self.rows: int = batch
-        elif device.type == "cpu":
-            self.rows = min(max(_CACHE_BYTES // (4 * width), _FEWEST_ROWS), batch)
-        else:
-            self.rows = min(max(_free_memory(device) // 4 // (4 * _MATRICES * width), _FEWEST_ROWS), batch)
+        self.rows: int = batch if self.mode == "full" else rows_at_a_time(width, batch, device)
         if asked == "auto" and self.mode == "chunked" and self.rows == batch:
             self.mode = "full"
         way = f"{self._number} shared negatives" if self.mode == "sampled" else f"{self.rows} positions at a time"
@@ -152,7 +147,7 @@ class ItemLoss:
     def __call__(
         self,
         states: Tensor,
-        table: ItemTable,
+        table: FullItemTable,
         labels: Tensor,
         *,
         ce_weight: float = 1.0,
@@ -172,7 +167,7 @@ class ItemLoss:
         ----------
         states : Tensor
             What the item table scores, ``[N, C]``.
-        table : ItemTable
+        table : FullItemTable
             The model's, I items of C channels.
         labels : Tensor
             Item ids, int64 ``[N]``.
@@ -231,7 +226,7 @@ def item_losses(
     # Scores in half precision would lose the differences that the losses are made of.
     with torch.autocast(states.device.type, enabled=False):
         tensors = [
-            None if tensor is None else tensor.float()
+            None if tensor is None else tensor if tensor.dtype == torch.double else tensor.float()
             for tensor in (states, table, positives, teacher_states, teacher_table, teacher_positives)
         ]
         return _ItemLosses.apply(*tensors, labels, candidates, teacher_softmax, rows, ce_weight, kl_weight, temperature)
@@ -278,7 +273,7 @@ class _ItemLosses(torch.autograd.Function):
             p, of_kl = None, 0.0
             kl: Tensor | float = 0.0
             if teacher_softmax is not None:
-                p = teacher_softmax.store.index_select(0, teacher_softmax.rows[part]).float()
+                p = teacher_softmax.store.index_select(0, teacher_softmax.rows[part]).to(x.dtype)
                 terms = log_sum + teacher_softmax.negative_entropy[part]
                 kl = terms.sum() - torch.dot(p.flatten(), x.flatten())
             elif teacher_states is not None and teacher_table is not None:
@@ -357,6 +352,12 @@ def _softmax(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     probability = x.softmax(1)
     return probability, x.amax(1) - probability.amax(1).log()
+
+
+def rows_at_a_time(width: int, batch: int, device: torch.device) -> int:
+    """Positions whose scores over `width` items fit the cache or, on an accelerator, a part of its memory."""
+    memory = _CACHE_BYTES if device.type == "cpu" else _free_memory(device) // 4 // _MATRICES
+    return min(max(memory // (4 * width), _FEWEST_ROWS), batch)
 
 
 def _free_memory(device: torch.device) -> int:

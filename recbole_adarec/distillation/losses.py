@@ -5,6 +5,7 @@ AdaRec, arXiv 2107.07173, sections 3.3 and 3.4.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +14,10 @@ from torch.nn import functional as F
 
 from recbole_adarec import distributed
 from recbole_adarec.distillation.cache import Lesson
-from recbole_adarec.distillation.item_losses import ItemLoss
 from recbole_adarec.distillation.transport import DISTANCES, MAPPINGS
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.base import Encoding, ItemTable
+from recbole_adarec.model.base import Encoding
+from recbole_adarec.model.item_table import ItemTable
 
 
 class Losses(NamedTuple):
@@ -79,14 +80,14 @@ class Distiller(nn.Module):
     def start_from_teacher(self, item_table: ItemTable) -> None:
         """Start the student's item table as the best rank-C_s approximation of the teacher's.
 
-        ``E_t ~ U S V^T``: the table becomes ``U S``, and all projections start at ``V``, so that they map it back.
+        ``E_t ~ U S V^T``: the table becomes ``U S``, and all projections start at ``V``, so that they map it back. An
+        adaptive table takes the best approximation of ``U S`` in each block.
         """
         # V is found from the [C_t, C_t] matrix E_t^T E_t: a catalog of a million items takes a second.
         double = self.teacher_items.double()
         v = torch.linalg.eigh(double.T @ double).eigenvectors.flip(1).to(self.teacher_items.dtype)
-        rank = min(item_table.items.shape[1], v.shape[1])
-        item_table.items[:, :rank] = self.teacher_items @ v[:, :rank]
-        item_table.items[:, rank:] = 0
+        rank = min(item_table.size, v.shape[1])
+        item_table.start_from(F.pad(self.teacher_items @ v[:, :rank], (0, item_table.size - rank)))
         for projection in (self.project_embedding, *self.project_layers):
             if projection.out_features != len(v):  # layers of another size than the embedding have another basis
                 continue
@@ -100,7 +101,7 @@ class Distiller(nn.Module):
         targets: Tensor,
         table: ItemTable,
         lesson: Lesson,
-        item_loss: ItemLoss,
+        item_loss: Callable[..., tuple[Tensor, Tensor, Tensor]],
         share: float = 1.0,
     ) -> Losses:
         """All losses of a batch.
@@ -115,8 +116,8 @@ class Distiller(nn.Module):
             The student's.
         lesson : Lesson
             The teacher's outputs.
-        item_loss : ItemLoss
-            Computes L_CE and L_out.
+        item_loss : ItemLoss or BlockLoss
+            That of the table: computes L_CE and L_out.
         share : float
             Part of the batch that this process has: the layers of all processes are matched by one flow.
         """

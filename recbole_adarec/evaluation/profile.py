@@ -10,13 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from recbole_adarec.model.base import SequenceRecommender
 from recbole_adarec.model.cost import counted_macs
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Trainable parameters: total, those of the item table, and those of the layers (all others)."""
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    n_items = getattr(model, "n_items", None)
+    if isinstance(model, SequenceRecommender):
+        table = sum(p.numel() for p in model.item_table.parameters() if p.requires_grad)
+        return {"total": total, "item_table": table, "layers": total - table}
+    n_items = getattr(model, "n_items", None)  # a RecBole model names its parts as it likes
     table = sum(
         module.weight.numel()
         for module in model.modules()

@@ -476,24 +476,24 @@ def accuracy_figure(report: Mapping[str, Any]) -> go.Figure | None:
     return _plane(points, f"test {_metric_label(keys[0])}") if points else None
 
 
-def pareto_figure(arms: Sequence[tuple[str, float, float]], label: str) -> go.Figure:
-    """Accuracy against layer parameters, and the line of those that none is both smaller and better than.
+def pareto_figure(arms: Sequence[tuple[str, float, float]], label: str, size: str = "layer parameters") -> go.Figure:
+    """Accuracy against parameters, and the line of those that none is both smaller and better than.
 
     Parameters
     ----------
     arms : sequence of (str, float, float)
-        Name, layer parameters above 0, and a measure of accuracy that is better when higher.
+        Name, parameters above 0, and a measure of accuracy that is better when higher.
     label : str
         Name of the measure.
+    size : str
+        What is counted.
     """
     best: list[tuple[str, float, float]] = []
     for arm in sorted(arms, key=lambda arm: (arm[1], -arm[2])):
         if not best or arm[2] > best[-1][2]:
             best.append(arm)
-    points = [
-        (size, value, escape(name), BLUE if (name, size, value) in best else "#8b97a3") for name, size, value in arms
-    ]
-    figure = _plane(points, f"test {label}")
+    points = [(arm[1], arm[2], escape(arm[0]), BLUE if arm in best else "#8b97a3") for arm in arms]
+    figure = _plane(points, f"test {label}", size)
     figure.update_traces(mode="markers", marker_size=10)
     figure.add_scatter(
         x=[arm[1] for arm in best], y=[arm[2] for arm in best], mode="lines", hoverinfo="skip",
@@ -502,7 +502,12 @@ def pareto_figure(arms: Sequence[tuple[str, float, float]], label: str) -> go.Fi
     return figure
 
 
-def experiment_page(heading: str, table: str, planes: Mapping[str, Sequence[tuple[str, float, float]]]) -> str:
+def experiment_page(
+    heading: str,
+    table: str,
+    planes: Mapping[str, Sequence[tuple[str, float, float]]],
+    size: str = "layer parameters",
+) -> str:
     """An experiment as one page: its figures on the plane of accuracy against size, and its table.
 
     Parameters
@@ -513,8 +518,10 @@ def experiment_page(heading: str, table: str, planes: Mapping[str, Sequence[tupl
         As Markdown.
     planes : mapping of str to sequence
         For each measure what `pareto_figure` draws.
+    size : str
+        What is counted.
     """
-    panels: list[Panel] = [(name, pareto_figure(arms, name)) for name, arms in planes.items() if arms]
+    panels: list[Panel] = [(name, pareto_figure(arms, name, size)) for name, arms in planes.items() if arms]
     lead = _paragraph(
         "A point for each arm, mean over seeds; the line joins those that no arm is smaller and better than."
     )
@@ -528,8 +535,8 @@ def experiment_page(heading: str, table: str, planes: Mapping[str, Sequence[tupl
     return _render(parts)
 
 
-def _plane(points: Sequence[tuple[float, float, str, str]], label: str) -> go.Figure:
-    """Points of layer parameters, accuracy, name and colour, on a logarithmic axis of sizes."""
+def _plane(points: Sequence[tuple[float, float, str, str]], label: str, size: str = "layer parameters") -> go.Figure:
+    """Points of parameters, accuracy, name and colour, on a logarithmic axis of sizes."""
     sizes, accuracies, names, colours = (list(column) for column in zip(*points, strict=True))
     figure = go.Figure(
         go.Scatter(
@@ -540,10 +547,10 @@ def _plane(points: Sequence[tuple[float, float, str, str]], label: str) -> go.Fi
             textposition="top center",
             cliponaxis=False,
             marker={"size": 13, "color": colours, "line": {"color": "white", "width": 1}},
-            hovertemplate="%{text}<br>%{x:,.0f} layer parameters<br>%{y:.4f}<extra></extra>",
+            hovertemplate=f"%{{text}}<br>%{{x:,.0f}} {size}<br>%{{y:.4f}}<extra></extra>",
         )
     )
-    _style(figure, "layer parameters (log axis)", label, height=360)
+    _style(figure, f"{size} (log axis)", label, height=360)
     logs = np.log10(sizes)
     # Room around the points, also around a single one; 5 % of an accuracy, which is never far from 0.
     across, up = max(0.15 * float(np.ptp(logs)), 0.3), max(0.2 * float(np.ptp(accuracies)), 0.05 * max(accuracies))

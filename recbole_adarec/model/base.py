@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_adarec.data.dataset import TARGETS_PREFIX
+from recbole_adarec.model.item_table import ItemTable
 
 _ROWS = 64  # sequences encoded together when many are ranked
 
@@ -44,45 +45,6 @@ def at(hidden: Tensor, positions: Tensor) -> Tensor:
     rows = positions.flatten().nonzero().squeeze(1)
     flat = hidden.flatten(0, 1)
     return flat if len(rows) == len(flat) else flat.index_select(0, rows)
-
-
-class ItemTable(nn.Module):
-    """Item embeddings, tied with the softmax over items.
-
-    Parameters
-    ----------
-    n_items : int
-        Number of items with the padding item 0.
-    size : int
-        Channels C.
-    extra : int
-        Further inputs that are no items and never scored (BERT4Rec's mask).
-    """
-
-    def __init__(self, n_items: int, size: int, extra: int = 0, std: float = 0.2) -> None:
-        super().__init__()
-        self.n_items = n_items
-        self.embedding = nn.Embedding(n_items + extra, size, padding_idx=0)
-        nn.init.normal_(self.embedding.weight, std=std)
-        with torch.no_grad():
-            self.embedding.weight[0].zero_()
-
-    def use_sparse_gradients(self) -> None:
-        """Give gradients for the rows that a batch touches, for `torch.optim.SparseAdam`; `items` is not trainable."""
-        self.embedding.sparse = True
-
-    @property
-    def items(self) -> Tensor:
-        """Embeddings of the items alone, ``[I, C]``."""
-        return self.embedding.weight[: self.n_items]
-
-    def forward(self, item_seq: Tensor) -> Tensor:
-        """Embed ids ``[...]`` as ``[..., C]``."""
-        return self.embedding(item_seq)
-
-    def scores(self, states: Tensor) -> Tensor:
-        """Logits of all items, ``[N, C]`` to ``[N, I]``."""
-        return F.linear(states, self.items)
 
 
 class SequenceRecommender(SequentialRecommender):
@@ -143,7 +105,7 @@ class SequenceRecommender(SequentialRecommender):
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Cross entropy of the next item, mean over every real position of the windows."""
         states, labels = self.training_states(interaction[self.ITEM_SEQ], interaction[self.TARGETS])
-        return F.cross_entropy(self.item_table.scores(states), labels)
+        return -self.item_table.log_probability(states, labels).mean()
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, ``[B, I]``."""
@@ -152,7 +114,7 @@ class SequenceRecommender(SequentialRecommender):
     def predict(self, interaction: Any) -> Tensor:
         """Scores of the given items, ``[B]``."""
         states = self(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        return (states * self.item_table(interaction[self.ITEM_ID])).sum(-1)
+        return self.item_table.scores_of(states, interaction[self.ITEM_ID][:, None]).squeeze(1)
 
 
 def with_past(x: Tensor, positions: int) -> Tensor:

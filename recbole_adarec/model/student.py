@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from recbole_adarec.model.architecture import Architecture, edges
-from recbole_adarec.model.base import Encoding, ItemTable, SequenceRecommender
+from recbole_adarec.model.base import Encoding, SequenceRecommender
 from recbole_adarec.model.cell import Cell, live_edges
+from recbole_adarec.model.item_table import item_table
 from recbole_adarec.settings import find_file
 
 
@@ -20,7 +21,7 @@ class CellStack(SequenceRecommender):
     Parameters
     ----------
     config, dataset
-        As RecBole gives them; ``dropout_prob`` is read here.
+        As RecBole gives them; ``dropout_prob`` and the keys of `item_table` are read here.
     size : int
         Channels C.
     cells : list of Cell
@@ -30,7 +31,7 @@ class CellStack(SequenceRecommender):
     def __init__(self, config: Any, dataset: Any, size: int, cells: list[Cell]) -> None:
         super().__init__(config, dataset)
         self.hidden_size = size
-        self.item_table = ItemTable(self.n_items, size)
+        self.item_table = item_table(config, dataset, self.n_items, size)
         self.cells: Any = nn.ModuleList(cells)
         self.dropout = nn.Dropout(config["dropout_prob"])
 

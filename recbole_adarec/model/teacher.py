@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.base import CausalConv, Encoding, ItemTable, SequenceRecommender
+from recbole_adarec.model.base import CausalConv, Encoding, SequenceRecommender
+from recbole_adarec.model.item_table import FullItemTable
 
 T = TypeVar("T")
 
@@ -30,6 +31,8 @@ class AdaRecTeacher(SequenceRecommender):
     AdaRecError
         If the backbone is unknown or has fewer layers than ``distilled_layers``.
     """
+
+    item_table: FullItemTable
 
     def __new__(cls, config: Any = None, dataset: Any = None) -> AdaRecTeacher:
         if cls is AdaRecTeacher:
@@ -81,15 +84,37 @@ class ResidualBlock(nn.Module):
         return x + self.eps * F.relu(self.norm2(self.conv2(hidden)))
 
 
+LAYER_SHARING = ("none", "cross_layer", "cross_block", "adjacent_layer", "adjacent_block")
+
+
+def residual_blocks(config: Any) -> nn.ModuleList:
+    """NextItNet's blocks, ``block_num`` times all ``dilations``, with the sharing of ``layer_sharing``.
+
+    CpRec (Sun et al., arXiv 2004.13139, section 3.2), of the convolutions: ``cross_layer``: all are one;
+    ``cross_block``: those of all blocks are the two of the first; ``adjacent_layer``: the two of a block are one;
+    ``adjacent_block``: every two blocks in turn have the same two. A convolution is shared with its bias and keeps the
+    dilation of its place. LayerNorms are never shared, and neither is eps: a number for each block lets it decide how
+    much it adds.
+    """
+    dilations = list(config["dilations"]) * config["block_num"]
+    blocks = [ResidualBlock(config["hidden_size"], config["kernel_size"], dilation) for dilation in dilations]
+    for number, block in enumerate(blocks):
+        first = {"cross_layer": blocks[0], "cross_block": blocks[0], "adjacent_block": blocks[number - number % 2]}
+        source = first.get(config["layer_sharing"], block)
+        block.conv1.linear, block.conv2.linear = source.conv1.linear, source.conv2.linear
+        if config["layer_sharing"] in ("cross_layer", "adjacent_layer"):
+            block.conv2.linear = block.conv1.linear
+    return nn.ModuleList(blocks)
+
+
 class NextItNetTeacher(AdaRecTeacher):
     """NextItNet (Yuan et al., WSDM 2019, arXiv 1808.05163): a stack of dilated causal residual blocks."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.item_table = ItemTable(self.n_items, self.hidden_size)
-        dilations = list(config["dilations"]) * config["block_num"]
-        self.check_depth(len(dilations))
-        self.blocks = nn.ModuleList(ResidualBlock(self.hidden_size, config["kernel_size"], d) for d in dilations)
+        self.item_table = FullItemTable(self.n_items, self.hidden_size)
+        self.blocks = residual_blocks(config)
+        self.check_depth(len(self.blocks))
 
     def encode(self, item_seq: Tensor) -> Encoding:
         x = embedding = self.dropout(self.item_table(item_seq))
@@ -106,11 +131,13 @@ class _TransformerTeacher(AdaRecTeacher):
     def __init__(self, config: Any, dataset: Any, extra_items: int, positions: int) -> None:
         super().__init__(config, dataset)
         self.check_depth(config["n_layers"])
+        if (config["layer_sharing"] or "none") != "none":
+            raise AdaRecError(f"layer_sharing: {config['layer_sharing']!r} is for NextItNet; other teachers share none")
         if self.hidden_size % config["n_heads"]:
             raise AdaRecError(
                 f"n_heads: {config['n_heads']} heads do not divide hidden_size {self.hidden_size} of the teacher"
             )
-        self.item_table = ItemTable(self.n_items, self.hidden_size, extra_items)
+        self.item_table = FullItemTable(self.n_items, self.hidden_size, extra_items)
         self.positions = nn.Parameter(torch.randn(positions, self.hidden_size) * 0.02)
         self.norm = nn.LayerNorm(self.hidden_size)
         self.layers = nn.ModuleList(

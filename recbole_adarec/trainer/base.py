@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_adarec import distributed
+from recbole_adarec.data.dataset import item_counts
 from recbole_adarec.data.windows import length_batches
-from recbole_adarec.distillation.item_losses import ItemLoss
+from recbole_adarec.distillation.block_losses import item_loss_of
 from recbole_adarec.files import load_checkpoint
 from recbole_adarec.trainer.optimizer import JointOptimizer, clip_gradients
 
@@ -54,14 +55,14 @@ class StageTrainer(Trainer):
     ----------
     history : list of dict
         One record for each epoch: mean losses, ``valid_score`` where it was evaluated, and what a stage adds.
-    item_loss : ItemLoss
+    item_loss : ItemLoss or BlockLoss
         The softmax over items.
     """
 
     stage = "training"
 
     def __init__(self, config: Any, model: Any) -> None:
-        self.item_loss = ItemLoss(config, model.n_items, torch.device(config["device"]))
+        self.item_loss: Any = item_loss_of(config, model.item_table, torch.device(config["device"]))
         if self.item_loss.mode == "sampled":
             model.item_table.use_sparse_gradients()
         super().__init__(config, model)
@@ -78,9 +79,10 @@ class StageTrainer(Trainer):
         its own, whose step costs what a batch touches and not what the catalog holds; it has no weight decay.
         """
         parameters = list(kwargs.pop("params", self.model.parameters()))
-        table = self.model.item_table.embedding
-        of_table = {"params": [p for p in parameters if p is table.weight], "lr_scale": self.item_table_rate()}
-        groups: list[dict[str, Any]] = [{"params": [p for p in parameters if p is not table.weight]}]
+        table = self.model.item_table
+        rows = {id(parameter) for parameter in table.embeddings()}
+        of_table = {"params": [p for p in parameters if id(p) in rows], "lr_scale": self.item_table_rate()}
+        groups: list[dict[str, Any]] = [{"params": [p for p in parameters if id(p) not in rows]}]
         if not table.sparse:
             groups.append(of_table)
         optimizer = super()._build_optimizer(params=groups, **kwargs)
@@ -197,6 +199,9 @@ class StageTrainer(Trainer):
         self.optimizer.zero_grad()
         self.scaler.scale(loss * batch.share).backward()
         trained = self.optimized()
+        for parameter in self.model.item_table.parameters():
+            if parameter.grad is None:  # a block without items here; other processes may have some
+                parameter.grad = torch.zeros_like(parameter)
         distributed.add_gradients(trained)
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
@@ -255,11 +260,6 @@ class StageTrainer(Trainer):
             if self.bar is not None:
                 self.bar.close()
                 self.bar = None
-
-
-def item_counts(dataset: Any, n_items: int) -> Tensor:
-    """How often each item is a target of the training part, ``[I]``."""
-    return torch.bincount(dataset.inter_feat[dataset.iid_field], minlength=n_items)
 
 
 class GatheringCollector(Collector):

@@ -64,10 +64,10 @@ class DistillationTrainer(StageTrainer):
         """RecBole's `fit`, after the teacher has been asked once for every window."""
         if self.teacher is not None and self.distiller is not None:
             dataset: WindowDataset = train_data._dataset
-            everywhere = self.distiller.use_output and self.item_loss.mode != "sampled"
+            everywhere = self.distiller.use_output and self.item_loss.mode in ("full", "chunked")
             self.outputs = teacher_outputs(
                 self.teacher, self.distiller.distance, dataset, self.config["teacher_cache_mb"],
-                self.distiller.temperature if everywhere else None,
+                self.distiller.temperature if everywhere else None, self.model.item_table,
             )  # fmt: skip
             distributed.copy_from_first([*self.distiller.parameters(), *self.distiller.buffers()])
         return super().fit(train_data, *args, **kwargs)

@@ -1,0 +1,231 @@
+"""How far item table and layers can be compressed: CpRec against NextItNet, and AdaRec with either item table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.utils import get_model
+from tabulate import tabulate
+
+from recbole_adarec import distributed
+from recbole_adarec.checkpoints import load_model
+from recbole_adarec.config import MODELS, stage_config
+from recbole_adarec.data.loading import load_data
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.evaluation.profile import count_parameters
+from recbole_adarec.evaluation.users import user_scores
+from recbole_adarec.experiments import _USERS, METRICS, Arm, Result, Study, _difference, _mean, compared
+from recbole_adarec.files import load_checkpoint, save_checkpoint
+from recbole_adarec.model.teacher import LAYER_SHARING
+from recbole_adarec.pipeline import Run
+from recbole_adarec.run_folder import RunFolder
+from recbole_adarec.settings import model_defaults
+
+NEXTITNET = "NextItNet"
+GROWTHS = (1.0, 2.0, 4.0)  # item_block_growth,
+FACTORS = (2.0, 4.0)  # and item_width_factor
+
+
+class ModelRun(Run):
+    """A run of one model by itself: ``teacher`` or ``cprec``.
+
+    Parameters
+    ----------
+    values : dict
+        What `recbole_adarec.config.resolve` returned, with a ``run_dir``.
+    stage : str
+        A key of `recbole_adarec.config.MODELS`.
+    """
+
+    def __init__(self, values: dict[str, Any], stage: str) -> None:
+        if values["threads"]:
+            torch.set_num_threads(values["threads"])
+        self.values, self.stage, self.architecture = values, stage, None
+        config = self.config(stage)
+        distributed.start(config["device"])
+        self.data = load_data(config)
+        get_model(config["model"])(config, self.data.train._dataset)  # what it refuses is refused before all else
+        defaults = set(model_defaults(config["model"])) - {"train_neg_sample_args"}
+        self.folder = RunFolder(values["run_dir"], values | {f"{stage}_{key}": config[key] for key in defaults})
+
+    def finish(self) -> dict[str, Any]:
+        """Train the model unless it is there; what its file holds."""
+        with self.folder.recording():
+            return self._stage(self.stage, self._train)
+
+
+class ModelStudy(Study):
+    """Arms that are one model each: the key ``model`` of an arm's values names it."""
+
+    @staticmethod
+    def complete(values: dict[str, Any], given: Sequence[tuple[str, str]] = ()) -> None:
+        """Finish the run of a model and write what it does for each user beside it."""
+        stage = next(stage for stage, model in MODELS.items() if model == values["model"])
+        run = ModelRun(values, stage)
+        trained = run.finish()
+        path, config = run.folder / f"{stage}.pth", run.config(stage)
+        model = load_model(path, config["device"], expected=MODELS[stage])
+        found = {"valid": user_scores(model, run.data.valid), "test": user_scores(model, run.data.test)}
+        save_checkpoint(
+            run.folder / "users.pth",
+            {
+                "format": _USERS,
+                "values": values,
+                "test_user": found["test"].user,
+                "scores": {part: {metric: getattr(of, metric) for metric in METRICS} for part, of in found.items()},
+                "parameters": count_parameters(model),
+                "bytes": state_bytes(path),
+                "seconds": trained["seconds"],
+            },
+        )
+
+    def content(self, arm: str) -> list[dict[str, Any]]:
+        """What was written of an arm, for each seed."""
+        return [load_checkpoint(self.path(seed, arm) / "users.pth", expected=_USERS) for seed in self.seeds]
+
+    def _load(self, arm: str) -> Result:
+        contents = self.content(arm)
+        scores = {
+            part: {metric: torch.stack([c["scores"][part][metric] for c in contents]) for metric in METRICS}
+            for part in ("valid", "test")
+        }
+        return Result(scores, {}, [c["parameters"]["layers"] for c in contents], [], [])
+
+
+def state_bytes(path: Path) -> int:
+    """Size of a model file with its weights alone: no history, no item names."""
+    content = load_checkpoint(path)
+    temporary = path.with_suffix(".weights")
+    try:
+        save_checkpoint(temporary, {"config": content["config"], "state_dict": content["state_dict"]})
+        return temporary.stat().st_size
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------- experiment cprec
+
+
+def cprec_arms(values: Mapping[str, Any]) -> list[Arm]:
+    """NextItNet, CpRec with its defaults, every other sharing of layers, and other cuts of the catalog."""
+    config = stage_config(dict(values), "cprec")
+    arms = [Arm(NEXTITNET, {"model": "AdaRecTeacher", "backbone": NEXTITNET}), Arm("CpRec", {"model": "CpRec"})]
+    changes: dict[str, dict[str, Any]] = {
+        **{f"sharing {name}": {"layer_sharing": name} for name in LAYER_SHARING if name != config["layer_sharing"]},
+        "full table": {"item_table": "full"},
+        **{
+            f"growth {growth:g}, width factor {factor:g}": {"item_block_growth": growth, "item_width_factor": factor}
+            for growth in GROWTHS for factor in FACTORS
+            if (growth, factor) != (config["item_block_growth"], config["item_width_factor"])
+        },
+        "untied": {"item_output": "untied"},
+    }  # fmt: skip
+    for name, change in changes.items():
+        arms.append(Arm(name, {"model": "CpRec"} | {f"cprec_{key}": value for key, value in change.items()}))
+    return arms
+
+
+def cprec(study: Study, only: Sequence[str] = ()) -> dict[str, Any]:
+    """CpRec, its sharing schemes and cuts of the catalog, against the NextItNet that they compress.
+
+    Parameters
+    ----------
+    study : Study
+        Where the runs are.
+    only : sequence of str
+        Arms to run; all by default. NextItNet is always among them.
+    """
+    models = ModelStudy(study.values, study.seeds, study.folder.with_name("models"), study.workers)
+    arms = cprec_arms(study.values)
+    names = [arm.name for arm in arms]
+    if unknown := [name for name in only if name not in names]:
+        raise AdaRecError(f"arms: unknown {unknown[0]!r}; known are {', '.join(names)}")
+    results = models.run([arm for arm in arms if not only or arm.name in (NEXTITNET, *only)])
+    found = compared(results, NEXTITNET)
+    for name in results:
+        contents = models.content(name)
+        found["arms"][name] |= sizes([c["parameters"] for c in contents], [c["bytes"] for c in contents])
+        found["arms"][name]["seconds"] = [c["seconds"] for c in contents]
+    return found
+
+
+# ---------------------------------------------------------------------- experiment item-tables
+
+
+def item_tables(study: Study) -> dict[str, Any]:
+    """AdaRec's student with a full table, with an adaptive one, and with a full one as small as that.
+
+    All under the same teacher; each with a search of its own. The hidden size of the third is the one whose item table
+    and layers together come closest to the adaptive student's.
+    """
+    results = study.run([Arm("full", {})])
+    given = (("teacher", "full"),)
+    results |= study.run([Arm("adaptive", {"item_table": "adaptive"}, given)])
+    of = {name: _students(study, name) for name in results}
+    wanted = sum(p["total"] for p, _ in of["adaptive"]) / len(study.seeds)
+    full, size = of["full"][0][0], stage_config(study.values, "search")["hidden_size"]
+    # The table grows with C and the layers with its square.
+    smaller = min(
+        range(1, size), key=lambda c: abs(full["item_table"] * c / size + full["layers"] * (c / size) ** 2 - wanted)
+    )
+    name = f"full, {smaller} channels"
+    results |= study.run([Arm(name, {"search_hidden_size": smaller}, given)])
+    of[name] = _students(study, name)
+    found = compared(results, "adaptive")
+    for name, rows in of.items():
+        found["arms"][name] |= sizes([p for p, _ in rows], [size for _, size in rows])
+    teachers = [study.path(seed, "full") / "teacher.pth" for seed in study.seeds]
+    counted = [count_parameters(load_model(path, expected="AdaRecTeacher")) for path in teachers]
+    teacher = Result(results["full"].teacher, {}, [p["layers"] for p in counted], [], [])
+    of_teacher = compared({"teacher": teacher, "adaptive": results["adaptive"]}, "adaptive")["arms"]["teacher"]
+    found["arms"]["teacher"] = of_teacher | sizes(counted, [state_bytes(path) for path in teachers])
+    return found
+
+
+def _students(study: Study, arm: str) -> list[tuple[dict[str, int], int]]:
+    paths = [study.path(seed, arm) / "student.pth" for seed in study.seeds]
+    return [(count_parameters(load_model(path, expected="AdaRecStudent")), state_bytes(path)) for path in paths]
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def sizes(parameters: Sequence[Mapping[str, int]], files: Sequence[int]) -> dict[str, Any]:
+    """Mean parameters, item table and layers apart, and mean bytes of the weights' file."""
+    return {
+        "parameters": {key: sum(p[key] for p in parameters) / len(parameters) for key in parameters[0]},
+        "file_bytes": sum(files) / len(files),
+    }
+
+
+def planes(found: Mapping[str, Any]) -> dict[str, list[tuple[str, float, float]]]:
+    """For each metric the arms' names, parameters in all and test results."""
+    return {
+        words: [(name, arm["parameters"]["total"], arm["test"][m]["mean"]) for name, arm in found["arms"].items()]
+        for m, words in METRICS.items()
+    }
+
+
+def rows(found: Mapping[str, Any]) -> str:
+    """The table of an experiment on sizes, as Markdown; the largest model first."""
+    arms = sorted(found["arms"].items(), key=lambda item: -item[1]["parameters"]["total"])
+    largest = arms[0][1]
+    lines = []
+    for name, arm in arms:
+        of = arm["parameters"]
+        line = {
+            "": name, "parameters": f"{of['total']:,.0f}", "item table": f"{of['item_table']:,.0f}",
+            "layers": f"{of['layers']:,.0f}", "times fewer": f"{largest['parameters']['total'] / of['total']:.1f}",
+            "weights, kB": f"{arm['file_bytes'] / 1000:,.0f}",
+        }  # fmt: skip
+        for metric, words in METRICS.items():
+            line[words] = _mean(arm["test"][metric])
+            if metric == "ndcg":
+                line["ratio"] = f"{arm['test'][metric]['mean'] / largest['test'][metric]['mean']:.3f}"
+            if "against_reference" in arm:
+                line[f"{words}, difference"] = _difference(arm["against_reference"][metric])
+        lines.append(line)
+    return tabulate(lines, headers="keys", tablefmt="pipe", missingval="–", disable_numparse=True)

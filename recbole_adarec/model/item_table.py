@@ -1,0 +1,482 @@
+"""The item table: it embeds items, and makes a softmax over them of what an encoder says.
+
+Two implementations of one interface: one row of C channels for every item, or blocks whose rows are narrower the rarer
+their items are (CpRec, Sun et al., arXiv 2004.13139, section 3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_adarec.data.dataset import SequenceDataset, WindowDataset, item_counts
+from recbole_adarec.errors import AdaRecError
+
+ITEM_TABLES = ("full", "adaptive")
+ITEM_OUTPUTS = ("tied", "untied")
+_SLACK = 1e-3  # in log-probability: more than rounding can take from a bound
+
+
+class TopK(NamedTuple):
+    """The best items of N states; of items with equal scores those with the smaller ids.
+
+    Attributes
+    ----------
+    items : Tensor
+        Ids, best first, int64 ``[N, k]``.
+    scores : Tensor
+        Theirs, ``[N, k]``.
+    scored : float
+        Share of the catalog that was scored to find them, mean over the states.
+    """
+
+    items: Tensor
+    scores: Tensor
+    scored: float
+
+
+class ItemTable(nn.Module):
+    """What every item table does.
+
+    Scores rank the items of one state; the padding item 0 is never among the best and has no probability.
+
+    Parameters
+    ----------
+    n_items : int
+        I: items with the padding item 0.
+    size : int
+        Channels C of states and embeddings.
+
+    Attributes
+    ----------
+    sparse : bool
+        Whether the gradient holds only the rows that a batch touches.
+    """
+
+    def __init__(self, n_items: int, size: int) -> None:
+        super().__init__()
+        self.n_items, self.size = n_items, size
+        self.sparse = False
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Embed ids ``[...]`` as ``[..., C]``; padding is embedded as zeros."""
+        raise NotImplementedError
+
+    def scores(self, states: Tensor) -> Tensor:
+        """Scores of all items, ``[N, C]`` to ``[N, I]``."""
+        raise NotImplementedError
+
+    def scores_of(self, states: Tensor, items: Tensor) -> Tensor:
+        """Scores of some items for each state: ids ``[N, K]`` to ``[N, K]``."""
+        raise NotImplementedError
+
+    def log_probability(self, states: Tensor, items: Tensor) -> Tensor:
+        """Log-probability of one item for each state among all items: ids ``[N]`` to ``[N]``."""
+        raise NotImplementedError
+
+    def top_k(self, states: Tensor, k: int) -> TopK:
+        """The k best items of each state, ``[N, C]``; k is at most I - 1."""
+        raise NotImplementedError
+
+    def embeddings(self) -> list[Tensor]:
+        """The parameters that have a row for each item."""
+        raise NotImplementedError
+
+    def start_from(self, rows: Tensor) -> None:
+        """Become the table that is closest to given embeddings, ``[I, C]``, by least squares."""
+        raise NotImplementedError
+
+
+class FullItemTable(ItemTable):
+    """A row of C channels for every item, tied with the softmax; scores are logits.
+
+    Parameters
+    ----------
+    n_items, size
+        As in `ItemTable`.
+    extra : int
+        Further inputs that are no items and never scored (BERT4Rec's mask).
+    std : float
+        Standard deviation of the random start.
+    """
+
+    def __init__(self, n_items: int, size: int, extra: int = 0, std: float = 0.2) -> None:
+        super().__init__(n_items, size)
+        self.embedding = nn.Embedding(n_items + extra, size, padding_idx=0)
+        nn.init.normal_(self.embedding.weight, std=std)
+        with torch.no_grad():
+            self.embedding.weight[0].zero_()
+
+    def use_sparse_gradients(self) -> None:
+        """Give gradients for the rows that a batch touches, for `torch.optim.SparseAdam`; `items` is not trainable."""
+        self.embedding.sparse = self.sparse = True
+
+    @property
+    def items(self) -> Tensor:
+        """Embeddings of the items alone, ``[I, C]``."""
+        return self.embedding.weight[: self.n_items]
+
+    def forward(self, items: Tensor) -> Tensor:
+        return self.embedding(items)
+
+    def scores(self, states: Tensor) -> Tensor:
+        return F.linear(states, self.items)
+
+    def scores_of(self, states: Tensor, items: Tensor) -> Tensor:
+        return (self(items) @ states[:, :, None]).squeeze(2)
+
+    def log_probability(self, states: Tensor, items: Tensor) -> Tensor:
+        scores = self.scores(states)[:, 1:]
+        return scores.gather(1, items[:, None] - 1).squeeze(1) - scores.logsumexp(1)
+
+    @torch.no_grad()
+    def top_k(self, states: Tensor, k: int) -> TopK:
+        ids = torch.arange(1, self.n_items, device=states.device)
+        found = [_best(row, ids, k) for row in self.scores(states)[:, 1:]]
+        return TopK(torch.stack([items for items, _ in found]), torch.stack([scores for _, scores in found]), 1.0)
+
+    def embeddings(self) -> list[Tensor]:
+        return [self.embedding.weight]
+
+    @torch.no_grad()
+    def start_from(self, rows: Tensor) -> None:
+        self.items.copy_(rows)
+
+
+class Blocks(NamedTuple):
+    """How a catalog is cut: items and width of each block, the most popular items first."""
+
+    sizes: tuple[int, ...]
+    widths: tuple[int, ...]
+
+
+class AdaptiveItemTable(ItemTable):
+    """Blocks of items, narrower from head to tail, under a softmax of two levels; scores are log-probabilities.
+
+    An item x of block j has the row ``E_j[x]`` of d_j channels; its embedding is ``E_j[x] W_j``, and its logit within
+    the block, for a state h, the product of both. The first level is a softmax over the items of the head and one
+    entry for each tail block, the second one within a block: ``log p(x) = log p(block) + log p(x | block)``.
+
+    The order of the items by popularity is part of the state, so that a model's file is enough to rebuild it.
+
+    torch's ``AdaptiveLogSoftmaxWithLoss`` is the same function (a test says so), but it keeps the head's rows and the
+    entries of the blocks in one matrix, which cannot be tied with the embeddings of the head, has no way to score
+    candidates or to find the best k, and gives nothing to distil into at either level.
+
+    Parameters
+    ----------
+    n_items, size
+        As in `ItemTable`.
+    blocks : Blocks
+        Their sizes sum to I - 1, for padding is in none.
+    counts : Tensor, optional
+        Occurrences of each item in the training data, ``[I]``; without them the order comes with the weights.
+    tied : bool
+        Whether the softmax uses the embeddings, or rows and projections of its own.
+    std : float
+        Standard deviation of the random start of an embedding's channel.
+    """
+
+    by_popularity: Tensor
+    rank: Tensor
+
+    def __init__(
+        self, n_items: int, size: int, blocks: Blocks, counts: Tensor | None = None, tied: bool = True, std: float = 0.2
+    ) -> None:
+        super().__init__(n_items, size)
+        self.cut, self.tied = blocks, tied
+        self.starts = [sum(blocks.sizes[:j]) for j in range(len(blocks.sizes) + 1)]
+        self.blocks = self._rows(std)
+        self.output = None if tied else self._rows(std)
+        # The entries of the tail blocks. A block of n items whose logits are 0 stands for n of them.
+        self.entries = nn.Linear(size, len(blocks.sizes) - 1)
+        nn.init.normal_(self.entries.weight, std=std / math.sqrt(size))
+        with torch.no_grad():
+            self.entries.bias.copy_(torch.tensor(blocks.sizes[1:]).log())
+        order = torch.arange(1, n_items) if counts is None else counts[1:].argsort(descending=True, stable=True) + 1
+        self.register_buffer("by_popularity", order.int())
+        self.register_buffer("rank", torch.empty(n_items, dtype=torch.int), persistent=False)
+        self._number()
+        self.register_load_state_dict_post_hook(lambda table, _: table._number())
+        self._bounds: tuple[Any, list[_Bound]] | None = None
+
+    def _rows(self, std: float) -> Any:
+        return nn.ModuleList(Block(items, width, self.size, std) for items, width in zip(*self.cut, strict=True))
+
+    def _number(self) -> None:
+        """The rank of each id follows from the ids by rank; padding comes last, behind every block."""
+        self.rank[self.by_popularity.long()] = torch.arange(self.n_items - 1, dtype=torch.int, device=self.rank.device)
+        self.rank[0] = self.n_items - 1
+
+    @property
+    def scored_blocks(self) -> Any:
+        """The blocks of the softmax."""
+        return self.blocks if self.output is None else self.output
+
+    def ids(self, block: int) -> Tensor:
+        """The items of a block, most popular first, int64 ``[n_j]``."""
+        return self.by_popularity[self.starts[block] : self.starts[block + 1]].long()
+
+    def places(self, items: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each block where in `items`, taken flat, its own are, and their rows in it."""
+        rank = self.rank[items.flatten()].long()
+        for start, end in zip(self.starts, self.starts[1:], strict=False):
+            where = ((rank >= start) & (rank < end)).nonzero().squeeze(1)
+            yield where, rank[where] - start
+
+    def forward(self, items: Tensor) -> Tensor:
+        found = self.entries.weight.new_zeros(items.numel(), self.size)
+        for block, (where, rows) in zip(self.blocks, self.places(items), strict=True):
+            if len(where):
+                found = found.index_copy(0, where, block(rows).to(found.dtype))
+        return found.view(*items.shape, self.size)
+
+    def first_level(self, states: Tensor) -> Tensor:
+        """Logits of the head's items, most popular first, and of the tail blocks, ``[N, n_0 + J]``."""
+        return torch.cat([self.scored_blocks[0].logits(states), self.entries(states)], 1)
+
+    def _within(self, block: int, states: Tensor) -> Tensor:
+        """Log-probability of a block's items among themselves, ``[N, n_j]``."""
+        return self.scored_blocks[block].logits(states).log_softmax(1)
+
+    def scores(self, states: Tensor) -> Tensor:
+        of_head, of_blocks = self._split(self.first_level(states).log_softmax(1))
+        parts = [of_head]
+        parts += [of_blocks[:, j - 1 : j] + self._within(j, states) for j in range(1, len(self.blocks))]
+        padding = of_head.new_full((len(states), 1), -torch.inf)
+        return torch.cat([*parts, padding], 1).index_select(1, self.rank)
+
+    def _split(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        head = self.cut.sizes[0]
+        return first[:, :head], first[:, head:]
+
+    def scores_of(self, states: Tensor, items: Tensor) -> Tensor:
+        of_head, of_blocks = self._split(self.first_level(states).log_softmax(1))
+        found = of_head.new_full((items.numel(),), -torch.inf)
+        for j, (where, rows) in enumerate(self.places(items)):
+            of_state = where // items.shape[1]
+            if j == 0:
+                found = found.index_copy(0, where, of_head[of_state, rows])
+            elif len(where):
+                needed, state = of_state.unique(return_inverse=True)
+                within = self._within(j, states[needed])
+                found = found.index_copy(0, where, of_blocks[of_state, j - 1] + within[state, rows])
+        return found.view_as(items)
+
+    def log_probability(self, states: Tensor, items: Tensor) -> Tensor:
+        return self.scores_of(states, items[:, None]).squeeze(1)
+
+    @torch.no_grad()
+    def top_k(self, states: Tensor, k: int) -> TopK:
+        """The k best items of each state without scoring those that cannot be among them.
+
+        No item of a block is more probable than ``p(block)`` times the largest ``p(x | block)`` that the extent of the
+        block's rows allows (`_Bound`); a block whose bound is below the k-th best found so far is left out.
+        """
+        first = self.first_level(states).log_softmax(1)
+        of_head, of_blocks = self._split(first)
+        bounds = [of_blocks[:, j] + bound.highest(states) for j, bound in enumerate(self._tail_bounds())]
+        found = [_best(row, self.ids(0), k) for row in of_head]
+        scored = len(states) * self.cut.sizes[0]
+        for j in range(1, len(self.blocks)):
+            # Equal to the k-th best is not below it: of items with equal scores the ids decide.
+            needed = [
+                n for n, bound in enumerate(bounds[j - 1].tolist())
+                if len(found[n][0]) < k or bound + _SLACK >= float(found[n][1][-1])
+            ]  # fmt: skip
+            if not needed:
+                continue
+            ids = self.ids(j)
+            within = of_blocks[needed, j - 1 : j] + self._within(j, states[needed])
+            scored += len(needed) * self.cut.sizes[j]
+            for n, row in zip(needed, within, strict=True):
+                items, scores = _best(row, ids, k)
+                found[n] = _best(torch.cat([found[n][1], scores]), torch.cat([found[n][0], items]), k)
+        items, scores = (torch.stack(column) for column in zip(*found, strict=True))
+        return TopK(items, scores, scored / (len(states) * (self.n_items - 1)))
+
+    def _tail_bounds(self) -> list[_Bound]:
+        """Of the tail blocks, computed anew when their rows have changed."""
+        weights = [block.embedding.weight for block in self.scored_blocks[1:]]
+        seen = [(weight.data_ptr(), weight._version) for weight in weights]
+        if self._bounds is None or self._bounds[0] != seen:
+            self._bounds = seen, [_Bound(block) for block in self.scored_blocks[1:]]
+        return self._bounds[1]
+
+    def embeddings(self) -> list[Tensor]:
+        both = [self.blocks] if self.output is None else [self.blocks, self.output]
+        return [block.embedding.weight for blocks in both for block in blocks]
+
+    @torch.no_grad()
+    def start_from(self, rows: Tensor) -> None:
+        """Each block by a truncated SVD of its rows; the entry of a block by the mean of its rows."""
+        for j in range(len(self.blocks)):
+            own = rows[self.ids(j)]
+            for blocks in [self.blocks] if self.output is None else [self.blocks, self.output]:
+                blocks[j].start_from(own)
+            if j:  # log sum_x exp(h e_x) is at least log n + h mean(e)
+                self.entries.weight[j - 1] = own.mean(0)
+                self.entries.bias[j - 1] = math.log(len(own))
+
+
+class Block(nn.Module):
+    """Rows of d channels, and their projection to C unless d is C.
+
+    Parameters
+    ----------
+    items : int
+        Rows.
+    width : int
+        d.
+    size : int
+        C.
+    std : float
+        Standard deviation of a channel of the embeddings at first.
+    """
+
+    def __init__(self, items: int, width: int, size: int, std: float) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(items, width)
+        nn.init.normal_(self.embedding.weight, std=std)
+        self.projection = nn.Linear(width, size, bias=False) if width < size else None
+        if self.projection is not None:
+            nn.init.normal_(self.projection.weight, std=width**-0.5)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Embeddings of some rows, ``[M]`` to ``[M, C]``."""
+        embedded = self.embedding(rows)
+        return embedded if self.projection is None else self.projection(embedded)
+
+    def narrow(self, states: Tensor) -> Tensor:
+        """States as the rows see them, ``[N, C]`` to ``[N, d]``."""
+        return states if self.projection is None else states @ self.projection.weight
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits of all rows, ``[N, C]`` to ``[N, n]``."""
+        return F.linear(self.narrow(states), self.embedding.weight)
+
+    @torch.no_grad()
+    def start_from(self, rows: Tensor) -> None:
+        """The best approximation of ``[n, C]`` of rank d."""
+        if self.projection is None:
+            self.embedding.weight.copy_(rows)
+            return
+        double = rows.double()
+        v = torch.linalg.eigh(double.T @ double).eigenvectors.flip(1)[:, : self.embedding.embedding_dim]
+        self.embedding.weight.copy_(double @ v)
+        self.projection.weight.copy_(v)
+
+
+class _Bound:
+    """How probable an item of a block can be within it, from what is known of all its rows.
+
+    With u the state as the rows see it, m the mean of the rows: ``log p(x | block) = u e_x - log sum exp(u e)``. The
+    sum is at least ``n exp(u m)`` (Jensen), and ``u (e_x - m)`` at most both ``|u| max |e - m|`` (Cauchy-Schwarz) and
+    the sum over the channels of what their smallest and largest value allow.
+    """
+
+    def __init__(self, block: Block) -> None:
+        rows = block.embedding.weight
+        mean = rows.mean(0)
+        self.block, self.log_n = block, math.log(len(rows))
+        self.low, self.high = rows.amin(0) - mean, rows.amax(0) - mean
+        self.radius = (rows - mean).square().sum(1).max().sqrt()
+
+    def highest(self, states: Tensor) -> Tensor:
+        """The bound for each state, ``[N]``, at most 0."""
+        u = self.block.narrow(states)
+        of_channels = u.clamp(min=0) @ self.high + u.clamp(max=0) @ self.low
+        return (torch.minimum(of_channels, u.norm(dim=1) * self.radius) - self.log_n).clamp(max=0)
+
+
+def _best(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Ids and scores of the k best of some items, or of all if there are fewer; of equal ones the smaller ids."""
+    if len(scores) > k:
+        chosen = (scores >= scores.topk(k).values[-1]).nonzero().squeeze(1)
+        scores, ids = scores[chosen], ids[chosen]
+    order = ids.argsort()
+    order = order[scores[order].argsort(descending=True, stable=True)][:k]
+    return ids[order], scores[order]
+
+
+# ---------------------------------------------------------------------- from a configuration
+
+
+def item_table(config: Any, dataset: Any, n_items: int, size: int) -> ItemTable:
+    """The item table that a configuration asks for.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        ``item_table``, ``item_blocks``, ``item_block_growth``, ``item_widths``, ``item_width_factor``,
+        ``item_output``.
+    dataset : WindowDataset
+        The training part, by whose items the catalog is ordered; a model that is rebuilt from its file has none.
+    n_items, size : int
+        I and C.
+
+    Raises
+    ------
+    AdaRecError
+        If the blocks do not fit the catalog.
+    """
+    if config["item_table"] != "adaptive":
+        return FullItemTable(n_items, size)
+    counts = None
+    if isinstance(dataset, WindowDataset):
+        counts = item_counts(dataset, n_items)
+    elif isinstance(dataset, SequenceDataset):
+        raise AdaRecError(
+            "item_table adaptive: popularity is counted in the training part alone; give the model "
+            "train_data._dataset, not the whole dataset"
+        )
+    blocks = cut_blocks(config, n_items - 1, size)
+    return AdaptiveItemTable(n_items, size, blocks, counts, config["item_output"] == "tied")
+
+
+def cut_blocks(config: Any, items: int, size: int) -> Blocks:
+    """Sizes and widths of the blocks of a catalog.
+
+    ``item_blocks`` is their number, each ``item_block_growth`` times as large as the one before, or a list of where
+    the blocks after the first begin: ranks by popularity, or shares of the catalog below 1. Widths fall from C by
+    ``item_width_factor``, unless ``item_widths`` lists them.
+
+    By default a block has twice as many items as the one before in half as many channels, so that all blocks cost the
+    same. Measured by cutting the table of a trained NextItNet (ml-100k, 107,712 parameters, validation log-likelihood
+    -5.718) by truncated SVD: growth and factor 2, 32,475 parameters, leave -5.757; equal blocks and factor 4, 37,259
+    parameters, -5.810.
+
+    Raises
+    ------
+    AdaRecError
+        Names the key, and what would be right.
+    """
+    asked = config["item_blocks"]
+    if isinstance(asked, int):
+        parts = [float(config["item_block_growth"]) ** j for j in range(asked)]
+        shares = [sum(parts[: j + 1]) / sum(parts) for j in range(asked - 1)]
+        ends = [max(round(share * items), j + 1) for j, share in enumerate(shares)]
+    else:
+        ends = [round(end * items) if end < 1 else int(end) for end in asked]
+    ends = [0, *ends, items]
+    sizes = tuple(end - start for start, end in zip(ends, ends[1:], strict=False))
+    if min(sizes) < 1 or len(sizes) < 2:
+        raise AdaRecError(
+            f"item_blocks: {asked!r} cuts the {items} items of this catalog into blocks of {list(sizes)}; there are "
+            "at least two, of at least one item each: give fewer blocks, or boundaries that rise within the catalog"
+        )
+    widths = config["item_widths"]
+    if widths is None:
+        factor = config["item_width_factor"]
+        widths = [max(round(size / factor**j), 1) for j in range(len(sizes))]
+    if len(widths) != len(sizes) or not all(1 <= width <= size for width in widths):
+        raise AdaRecError(
+            f"item_widths: {widths!r} for {len(sizes)} blocks and {size} channels; give {len(sizes)} widths from 1 to "
+            f"{size}"
+        )
+    return Blocks(sizes, tuple(widths))

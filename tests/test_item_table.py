@@ -1,0 +1,291 @@
+"""Both item tables do what the interface says; the losses of the block-wise one equal a dense computation of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from recbole_adarec import AdaRecError
+from recbole_adarec.config import resolve
+from recbole_adarec.data.dataset import item_counts
+from recbole_adarec.distillation.block_losses import BlockLoss, block_losses, block_scores
+from recbole_adarec.model.item_table import AdaptiveItemTable, Blocks, FullItemTable, cut_blocks, item_table
+from tests.conftest import make_config
+
+ITEMS, SIZE = 40, 8
+CUT = Blocks((5, 9, 25), (8, 3, 1))
+
+
+def adaptive(tied=True, cut=CUT, items=ITEMS, size=SIZE):
+    table = AdaptiveItemTable(items, size, cut, torch.rand(items), tied)
+    with torch.no_grad():
+        for parameter in table.parameters():
+            parameter.normal_()
+    return table.double()
+
+
+TABLES = {
+    "full": lambda: FullItemTable(ITEMS, SIZE, std=1.0).double(),
+    "tied": adaptive,
+    "untied": lambda: adaptive(tied=False),
+    "no wide head": lambda: adaptive(cut=Blocks((5, 34), (3, 2))),
+}
+
+
+@pytest.fixture(params=TABLES)
+def table(request):
+    return TABLES[request.param]()
+
+
+def states(n=6):
+    return torch.randn(n, SIZE, dtype=torch.double, requires_grad=True)
+
+
+def test_probabilities_sum_to_one_over_items_and_padding_has_none(table):
+    h, items = states(), torch.arange(1, ITEMS)
+    log_p = torch.stack([table.log_probability(h, item.expand(len(h))) for item in items], 1)
+    torch.testing.assert_close(log_p.exp().sum(1), torch.ones(len(h), dtype=torch.double))
+    order = table.top_k(h, ITEMS - 1).items
+    assert torch.equal(order.sort(1).values, items.expand_as(order))  # every item is reachable, padding is not
+    assert not table(torch.zeros(3, dtype=torch.long)).any()
+
+
+def test_scores_of_candidates_are_those_of_all_items(table):
+    h, items = states(), torch.randint(1, ITEMS, (6, 7))
+    torch.testing.assert_close(table.scores_of(h, items), table.scores(h).gather(1, items))
+    log_p = F.log_softmax(table.scores(h)[:, 1:], 1)
+    torch.testing.assert_close(table.log_probability(h, items[:, 0]), log_p.gather(1, items[:, :1] - 1).squeeze(1))
+
+
+def test_embeddings_keep_their_shape_and_gradients(table):
+    items = torch.randint(0, ITEMS, (4, 5))
+    embedded = table(items)
+    assert embedded.shape == (4, 5, SIZE)
+    for row, item in zip(embedded.flatten(0, 1), items.flatten(), strict=True):
+        torch.testing.assert_close(row, table(item[None])[0])
+    embedded.square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in table.embeddings()[:1])
+
+
+def test_scores_are_those_of_torchs_adaptive_softmax():
+    """The same function with the same weights, items in order of popularity."""
+    table, h = adaptive(), states()
+    cut = table.starts[1:-1]
+    torchs = torch.nn.AdaptiveLogSoftmaxWithLoss(SIZE, ITEMS - 1, cut, 8 / 3, head_bias=True).double()
+    with torch.no_grad():
+        torchs.head.weight.copy_(torch.cat([table.blocks[0].embedding.weight, table.entries.weight]))
+        torchs.head.bias.copy_(F.pad(table.entries.bias, (CUT.sizes[0], 0)))
+        for tail, block in zip(torchs.tail, table.blocks[1:], strict=True):
+            tail[0].weight.copy_(block.projection.weight.T)
+            tail[1].weight.copy_(block.embedding.weight)
+    torch.testing.assert_close(table.scores(h)[:, table.by_popularity.long()], torchs.log_prob(h))
+
+
+# ---------------------------------------------------------------------- losses
+
+
+def dense(h, table, labels, teacher_states, teacher_table, t):
+    """Both losses from the logits of all blocks, with torch's own functions."""
+    ce = -table.scores(h).gather(1, labels[:, None]).mean()
+    z = teacher_states @ teacher_table.T
+    of_blocks = [z[:, table.ids(j)] for j in range(len(table.blocks))]
+    first = torch.cat([of_blocks[0], *(block.logsumexp(1, keepdim=True) for block in of_blocks[1:])], 1)
+
+    def kl(teacher, student):
+        p = (teacher / t).log_softmax(1)
+        return (p.exp() * (p - (student / t).log_softmax(1))).sum(1)
+
+    total = kl(first, table.first_level(h))
+    for j in range(1, len(table.blocks)):
+        within = kl(of_blocks[j], table.scored_blocks[j].logits(h))
+        total = total + torch.isin(labels, table.ids(j)) * within
+    return ce, t * t * total.mean()
+
+
+@pytest.mark.parametrize("name", ["tied", "untied", "no wide head"])
+@pytest.mark.parametrize("t", [1.0, 2.0, 1.7])
+@pytest.mark.parametrize("kept", [False, True])
+def test_losses_and_gradients_equal_a_dense_computation(name, t, kept):
+    table, h, labels = TABLES[name](), states(50), torch.randint(1, ITEMS, (50,))
+    teacher_states, teacher_table = torch.randn(50, 6).double(), torch.randn(ITEMS, 6).double()
+    known = block_scores(teacher_states, teacher_table, table) if kept else None
+    total, ce, kl = block_losses(
+        h, table, labels, rows=16, ce_weight=0.3, kl_weight=0.7, temperature=t, teacher_states=teacher_states,
+        teacher_table=teacher_table, teacher_blocks=known,
+    )  # fmt: skip
+    expected_ce, expected_kl = dense(h, table, labels, teacher_states, teacher_table, t)
+    torch.testing.assert_close((ce, kl), (expected_ce.detach(), expected_kl.detach()))
+    trained = [h, *(p for n, p in table.named_parameters() if not (n.startswith("blocks") and not table.tied))]
+    found = torch.autograd.grad(total, trained)
+    expected = torch.autograd.grad(0.3 * expected_ce + 0.7 * expected_kl, trained)
+    torch.testing.assert_close(found, expected)
+
+
+def test_output_distillation_has_the_divergence_over_all_items_as_its_mean():
+    """Over targets drawn from the teacher, at temperature 1: the chain rule of relative entropy."""
+    table, h = adaptive(), states(1)
+    teacher_states, teacher_table = torch.randn(1, 6).double(), torch.randn(ITEMS, 6).double()
+    z = teacher_states @ teacher_table[1:].T
+    p = z.log_softmax(1).squeeze(0)
+    every = torch.arange(1, ITEMS)
+    losses = torch.stack(
+        [
+            block_losses(
+                h, table, y[None], kl_weight=1.0, teacher_states=teacher_states, teacher_table=teacher_table
+            )[2]
+            for y in every
+        ]
+    )  # fmt: skip
+    expected = (p.exp() * (p - table.scores(h)[0, 1:])).sum()
+    torch.testing.assert_close((p.exp() * losses).sum(), expected.detach())
+
+
+@pytest.mark.parametrize("t", [1.0, 3.0])
+def test_output_distillation_is_zero_where_the_student_says_what_the_teacher_says(t):
+    """Whatever the temperature: a student whose blocks weigh what the teacher's items weigh together."""
+    table, h = adaptive(cut=Blocks((5, 34), (SIZE, SIZE)), size=SIZE), states(1)
+    teacher_table = torch.zeros(ITEMS, SIZE, dtype=torch.double)
+    with torch.no_grad():
+        for j in range(2):
+            teacher_table[table.ids(j)] = table.blocks[j].embedding.weight
+        table.entries.weight.zero_()
+        table.entries.bias.copy_((h @ table.blocks[1].embedding.weight.T).logsumexp(1))
+    for label in (table.ids(0)[:1], table.ids(1)[:1]):
+        _, _, kl = block_losses(
+            h, table, label, kl_weight=1.0, temperature=t, teacher_states=h.detach(), teacher_table=teacher_table
+        )
+        assert abs(float(kl)) < 1e-12
+
+
+def test_blocks_without_targets_are_not_computed(monkeypatch):
+    table, h = adaptive(), states(20)
+    labels = table.ids(1)[torch.randint(9, (20,))]
+    total, _, _ = block_losses(h, table, labels)
+    total.backward()
+    assert table.blocks[2].embedding.weight.grad is None and table.blocks[1].embedding.weight.grad.any()
+
+
+def test_sampling_is_refused():
+    with pytest.raises(AdaRecError, match="item_loss sampled: for full tables alone"):
+        BlockLoss(make_config("student", item_loss="sampled"), adaptive(), torch.device("cpu"))
+
+
+# ---------------------------------------------------------------------- top-k
+
+
+def by_sorting(table, h, k):
+    scores = table.scores(h)
+    order = [sorted(range(1, table.n_items), key=lambda i, row=row: (-row[i], i))[:k] for row in scores.tolist()]
+    return torch.tensor(order), scores.gather(1, torch.tensor(order))
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_the_best_k_are_those_of_full_scoring(seed):
+    """Random cuts, scales, popularity of the blocks and k; rounded weights give many equal scores."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (1,), generator=generator))
+
+    sizes = tuple(draw(1, 40) for _ in range(draw(2, 6)))
+    table = adaptive(draw(0, 2) == 1, Blocks(sizes, tuple(draw(1, SIZE + 1) for _ in sizes)), sum(sizes) + 1)
+    with torch.no_grad():
+        scale = 10.0 ** draw(-2, 2)
+        for parameter in table.parameters():
+            parameter.mul_(scale)
+            if seed % 3 == 0:
+                parameter.round_()
+        table.entries.bias -= draw(0, 12)
+    for k in {1, draw(1, sum(sizes) + 1), sum(sizes)}:
+        h = torch.randn(4, SIZE, generator=generator).double()
+        h = h.round() if seed % 3 == 0 else h
+        found, (items, scores) = table.top_k(h, k), by_sorting(table, h, k)
+        assert torch.equal(found.items, items)
+        torch.testing.assert_close(found.scores, scores)
+        assert 0 < found.scored <= 1
+
+
+def test_equal_scores_are_ordered_by_id():
+    for table in (FullItemTable(ITEMS, SIZE), adaptive()):
+        with torch.no_grad():
+            for parameter in table.parameters():
+                parameter.zero_()
+        h = torch.ones(2, SIZE, dtype=next(table.parameters()).dtype)
+        found = table.top_k(h, 7)
+        assert torch.equal(found.items, by_sorting(table, h, 7)[0])
+
+
+def test_blocks_that_cannot_hold_the_best_are_left_out_and_bounds_follow_the_weights():
+    table, h = adaptive(), states(3)
+    with torch.no_grad():
+        table.entries.bias -= 50.0
+    assert table.top_k(h, 5).scored == pytest.approx(5 / 39)
+    with torch.no_grad():
+        table.entries.bias += 100.0
+        table.blocks[2].embedding.weight[7] = 30 * (h[0] @ table.blocks[2].projection.weight).sign()
+    found = table.top_k(h, 5)
+    assert found.scored > 5 / 39 and torch.equal(found.items, by_sorting(table, h, 5)[0])
+
+
+# ---------------------------------------------------------------------- start, cut, popularity
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_each_block_starts_as_the_best_approximation_of_its_rows(tied):
+    table, rows = adaptive(tied), torch.randn(ITEMS, SIZE, dtype=torch.double)
+    table.start_from(rows)
+    for j, width in enumerate(CUT.widths):
+        own = rows[table.ids(j)]
+        for found in (table(table.ids(j)), table.scored_blocks[j](torch.arange(len(own)))):
+            error = (found - own).square().sum()
+            best = torch.linalg.svdvals(own)[width:].square().sum()
+            torch.testing.assert_close(error, best, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("values", "sizes", "widths"),
+    [
+        ({}, (7, 13, 27, 53), (64, 32, 16, 8)),
+        ({"item_blocks": 2, "item_block_growth": 1.0, "item_width_factor": 4.0}, (50, 50), (64, 16)),
+        ({"item_blocks": [10, 0.4], "item_widths": [32, 8, 2]}, (10, 30, 60), (32, 8, 2)),
+        ({"item_blocks": 3, "item_block_growth": 100.0}, (1, 1, 98), (64, 32, 16)),
+    ],
+)
+def test_the_cut_of_a_catalog(values, sizes, widths):
+    assert cut_blocks(make_config("cprec", **values), 100, 64) == Blocks(sizes, widths)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"item_blocks": 5}, r"item_blocks: 5 cuts the 4 items"),
+        ({"item_blocks": [3, 2]}, r"item_blocks: \[3, 2\]"),
+        ({"item_blocks": [2, 9]}, r"item_blocks: \[2, 9\]"),
+        ({"item_blocks": 2, "item_widths": [64, 65]}, r"item_widths: \[64, 65\] for 2 blocks and 64 channels"),
+        ({"item_blocks": 2, "item_widths": [64]}, r"give 2 widths from 1 to 64"),
+    ],
+)
+def test_a_cut_that_does_not_fit_is_refused(values, message):
+    with pytest.raises(AdaRecError, match=message):
+        cut_blocks(make_config("cprec", **values), 4, 64)
+
+
+@pytest.mark.parametrize(
+    "values", [{"item_blocks": 1}, {"item_blocks": []}, {"item_widths": [1.5]}, {"item_table": "half"},
+               {"teacher_item_table": "adaptive"}, {"layer_sharing": "all"}, {"item_output": "both"}],
+)  # fmt: skip
+def test_wrong_values_are_refused(values):
+    with pytest.raises(AdaRecError, match=next(iter(values))):
+        resolve("ml-100k", [], values)
+
+
+def test_items_are_ordered_by_the_training_part_alone(ml100k):
+    config, train = make_config("cprec"), ml100k.train._dataset
+    table = item_table(config, train, train.item_num, 64)
+    counts = item_counts(train, train.item_num)
+    ordered = counts[table.by_popularity.long()]
+    assert bool((ordered[:-1] >= ordered[1:]).all()) and int(counts.sum()) == len(train.inter_feat)
+    assert len(train.inter_feat) < ml100k.dataset.inter_num  # the held-out items of all users are not in it
+    with pytest.raises(AdaRecError, match="train_data._dataset"):
+        item_table(config, ml100k.dataset, train.item_num, 64)

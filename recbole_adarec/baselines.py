@@ -15,10 +15,11 @@ from recbole.utils import get_model, get_trainer, init_seed
 from torch import Tensor, nn
 
 from recbole_adarec.checkpoints import save_model
-from recbole_adarec.config import AdaRecConfig, make_config, stage_values
+from recbole_adarec.config import MODELS, AdaRecConfig, make_config, stage_values
 from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.base import Encoding, ItemTable, SequenceRecommender
+from recbole_adarec.model.base import Encoding, SequenceRecommender
+from recbole_adarec.model.item_table import FullItemTable
 from recbole_adarec.pipeline import fit_and_evaluate
 from recbole_adarec.settings import model_defaults
 from recbole_adarec.trainer.teacher import AdaRecTeacherTrainer
@@ -76,7 +77,7 @@ class EveryPosition(SequenceRecommender):
         self.stock = get_model(config["model"])(config, dataset)
         self.states = CAUSAL[config["model"]]
         table: nn.Embedding = self.stock.item_embedding
-        self.item_table = ItemTable(self.n_items, table.embedding_dim)
+        self.item_table = FullItemTable(self.n_items, table.embedding_dim)
         self.item_table.embedding = table
 
     def encode(self, item_seq: Tensor) -> Encoding:
@@ -100,7 +101,7 @@ def every_position_values() -> dict[str, Any]:
 
 
 def baseline_config(values: dict[str, Any], name: str, every_position: bool = False, **extra: Any) -> AdaRecConfig:
-    """RecBole's configuration of a model beside ours; its own values have the prefix ``baseline_``.
+    """RecBole's configuration of a model beside ours; its own values have the prefix ``baseline_``, `CpRec`'s its own.
 
     Raises
     ------
@@ -113,7 +114,8 @@ def baseline_config(values: dict[str, Any], name: str, every_position: bool = Fa
         raise AdaRecError(f"models: RecBole has no model {name!r}") from error
     if every_position:
         extra = every_position_values() | extra
-    own = stage_values(values, "baseline") | extra
+    prefix = next((prefix for prefix, model in MODELS.items() if model == name), "baseline")
+    own = stage_values(values, prefix) | extra
     config = make_config(name, own)
     if own.get("train_neg_sample_args", ...) is None and config["loss_type"] != "CE":
         del own["train_neg_sample_args"]  # a run's default, for cross entropy; others need RecBole's sampled negatives

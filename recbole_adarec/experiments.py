@@ -7,7 +7,7 @@ import multiprocessing
 import random
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,8 +135,13 @@ class Study:
             # Forked processes would share the threads of torch, which do not survive a fork.
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(self.workers, context) as pool:
-                for future in [pool.submit(self.complete, *job) for job in jobs]:
-                    future.add_done_callback(lambda _: bar.update())
+                futures = [pool.submit(self.complete, *job) for job in jobs]
+                try:
+                    for future in as_completed(futures):
+                        future.result()  # what a worker raises is raised here
+                        bar.update()
+                finally:
+                    pool.shutdown(cancel_futures=True)
         bar.close()
 
     def _load(self, arm: str) -> Result:

@@ -426,6 +426,7 @@ class Run:
             for name, model in models.items()
         ]
 
+
 def fit_and_evaluate(
     trainer: Any, data: Loaders, show_progress: bool, after_epoch: Callable[[int, float], None] | None = None
 ) -> dict[str, Any]:

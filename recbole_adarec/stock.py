@@ -10,7 +10,7 @@ from recbole.utils import ModelType, get_model
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.foreign import StockCheckpoint, read_checkpoint
-from recbole_adarec.settings import load_yaml
+from recbole_adarec.settings import PROPERTIES, load_yaml
 
 # What decides which items and users there are, in which order they get their ids, and what the test data is.
 DATA_KEYS = (
@@ -42,9 +42,12 @@ def check_sequential(name: str, key: str) -> None:
 
 
 def stock_keys(name: Any) -> dict[str, Any]:
-    """RecBole's default settings of one of its models; none for a name that it does not know."""
-    path = Path(recbole.__file__).parent / "properties/model" / f"{name}.yaml"
-    return load_yaml(path) if isinstance(name, str) and path.is_file() else {}
+    """Default settings of a model beside ours, RecBole's or `CpRec`; none for a name that nobody knows."""
+    for properties in (Path(recbole.__file__).parent / "properties", PROPERTIES):
+        path = properties / "model" / f"{name}.yaml"
+        if isinstance(name, str) and path.is_file():
+            return load_yaml(path)
+    return {}
 
 
 def stock_settings(name: str, config: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recbole_adarec.checkpoints import build_model, load_state
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.item_table import TopK
+from recbole_adarec.model.item_table import ItemTable, TopK
 from recbole_adarec.model.teacher import AdaRecTeacher
 
 
@@ -88,8 +88,12 @@ class Recommender:
         """What `recommend` gives as ids and scores ``[1, k]``, with the share of the catalog that was scored for it."""
         if not 1 <= k < len(self.item_tokens):
             raise AdaRecError(f"k is {k}, expected 1 to {len(self.item_tokens) - 1}")
+        table = self.model.item_table
+        if not isinstance(table, ItemTable):  # a model of RecBole's, which scores all items
+            best = self.scores([history]).topk(k)
+            return TopK(best.indices, best.values, 1.0)
         row = self._ids(history).to(next(self.model.parameters()).device)
-        return self.model.item_table.top_k(self.model(row, torch.tensor([row.shape[1]], device=row.device)), k)
+        return table.top_k(self.model(row, torch.tensor([row.shape[1]], device=row.device)), k)
 
 
 def load_student(run_dir: str | Path, device: torch.device | str = "cpu") -> Recommender:
@@ -107,7 +111,7 @@ def load_student(run_dir: str | Path, device: torch.device | str = "cpu") -> Rec
     AdaRecError
         If there is no student, or its file is damaged or foreign.
     """
-    return _load(run_dir, device, "student", "AdaRecStudent")
+    return _load(run_dir, device, "student", ("AdaRecStudent", "CpRec"))
 
 
 def load_teacher(run_dir: str | Path, device: torch.device | str = "cpu") -> Recommender:
@@ -125,10 +129,10 @@ def load_teacher(run_dir: str | Path, device: torch.device | str = "cpu") -> Rec
     AdaRecError
         As `load_student`.
     """
-    return _load(run_dir, device, "teacher", "AdaRecTeacher")
+    return _load(run_dir, device, "teacher", ("AdaRecTeacher",))
 
 
-def _load(run_dir: str | Path, device: torch.device | str, name: str, expected: str) -> Recommender:
+def _load(run_dir: str | Path, device: torch.device | str, name: str, expected: tuple[str, ...]) -> Recommender:
     path = Path(run_dir)
     path = path / f"{name}.pth" if path.is_dir() else path
     content = load_state(path, device, expected=expected)

@@ -61,8 +61,9 @@ def load_state(
         If it is missing, damaged, or holds another model.
     """
     content = load_checkpoint(path, device, expected=FORMAT)
-    if content.get("model") not in ((expected,) if isinstance(expected, str) else expected):
-        raise AdaRecError(f"{path} holds a {content.get('model')!r}, expected {expected!r}")
+    names = (expected,) if isinstance(expected, str) else expected
+    if content.get("model") not in names:
+        raise AdaRecError(f"{path} holds a {content.get('model')!r}, expected {' or '.join(map(repr, names))}")
     return content
 
 

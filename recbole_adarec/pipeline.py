@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from logging import getLogger
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -105,8 +106,10 @@ class Run:
         Told the stage, the epoch from 0, and the validation metric, after each epoch that was validated.
     """
 
+    after_epoch: Callable[[str, int, float], None] | None = None
+    _stock: Mapping[str, Any] = MappingProxyType({})  # what a stock model as the teacher adds to its configuration
+
     def __init__(self, values: dict[str, Any]) -> None:
-        self.after_epoch: Callable[[str, int, float], None] | None = None
         if values["threads"]:
             torch.set_num_threads(values["threads"])
         if distributed.world_size() > 1:  # part of the configuration: a batch is as many times larger
@@ -177,7 +180,7 @@ class Run:
     # ------------------------------------------------------------------ stages
 
     def config(self, stage: str, **extra: Any) -> AdaRecConfig:
-        return stage_config(self.values, stage, **(self._stock if stage == "teacher" else {}) | extra)
+        return stage_config(self.values, stage, **(dict(self._stock) if stage == "teacher" else {}) | extra)
 
     def _stock_values(self) -> dict[str, Any]:
         """What the configuration of the teacher's stage has to say of a stock model in its place."""

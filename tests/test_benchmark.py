@@ -112,8 +112,9 @@ def test_parts_sum_to_the_step(tiny, tmp_path, monkeypatch):
     result = work.measure("search")
     for side in ("weights", "alpha"):
         parts = result[side]["parts_ms"]
-        whole = result[side]["step_ms"]["median"]
-        assert 0.3 * whole < sum(part["median"] for part in parts.values()) < 3 * whole
+        # The least disturbed steps: a tiny one is a few milliseconds, and the machine may look away for fifty.
+        assert 0.3 * result[side]["step_ms"]["q1"] < sum(part["q3"] for part in parts.values())
+        assert sum(part["q1"] for part in parts.values()) < 3 * result[side]["step_ms"]["q3"]
         assert parts["rest"]["q1"] >= 0
     assert any(watch.ms for watch in seen) and any(not watch.ms for watch in seen)
 

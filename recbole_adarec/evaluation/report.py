@@ -120,7 +120,7 @@ def html(report: Mapping[str, Any], history: Mapping[str, Any], operations: Sequ
     str
         A whole HTML document.
     """
-    if "architecture" not in report:
+    if report.get("models") and "architecture" not in report:
         title = escape(f"{_models(report)[0]['name']} on {report.get('dataset') or DASH}")
         alone: list[Any] = [
             PAGE_HEAD.format(title=title, style=STYLE),

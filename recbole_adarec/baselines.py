@@ -93,6 +93,9 @@ class EveryPositionTrainer(AdaRecTeacherTrainer):
     def _set_learning_rate(self, progress: float) -> None:
         """Nothing: RecBole has no schedule."""
 
+    def _as_good_as_the_best(self, score: float, rows: int) -> bool:
+        return False  # the best epoch and no later one, as RecBole chooses
+
 
 def every_position_values() -> dict[str, Any]:
     """Keys of our training that RecBole's models do not have."""

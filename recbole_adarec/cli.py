@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from recbole_adarec.errors import AdaRecError
@@ -54,7 +54,6 @@ exhaustive, random, bayes (hyperopt). Takes the keys of a run too; the same comm
 
 What the student and the teacher of a run recommend after a history of item tokens, or to users of its dataset.
 """
-VERBS = ("benchmark", "experiment", "compare", "tune", "recommend")
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -94,24 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE, end="")
         return 0
-    kept = "finished stages are kept, --run_dir= with the run's folder continues"
+    kept = _ACTS[None][1]
     try:
         verb, arguments = _split_verb(arguments)
-        if verb == "benchmark":
-            kept = "finished parts are in the output file"
-            return _benchmark(arguments)
-        if verb == "experiment":
-            kept = "finished runs are kept, the same command continues"
-            return _experiment(arguments)
-        if verb == "compare":
-            kept = "finished models are kept, the same command continues"
-            return _compare(arguments)
-        if verb == "tune":
-            kept = "finished trials are kept, the same command continues"
-            return _tune(arguments)
-        if verb == "recommend":
-            return _recommend(arguments)
-        return _run(arguments)
+        act, kept = _ACTS[verb]
+        return act(arguments)
     except AdaRecError as error:
         _complain(str(error))
         return 2
@@ -139,8 +125,9 @@ def _split_verb(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     verb = next((argument for argument in others if not argument.startswith("-") and "=" not in argument), None)
     if verb is None:
         return None, others
-    if verb not in VERBS:
-        raise AdaRecError(f"unknown verb {verb!r}; known are {', '.join(VERBS)}; values are given as --key=value")
+    if verb not in _ACTS:
+        known = ", ".join(filter(None, _ACTS))
+        raise AdaRecError(f"unknown verb {verb!r}; known are {known}; values are given as --key=value")
     others.remove(verb)
     return verb, others
 
@@ -176,7 +163,7 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _benchmark(arguments: Sequence[str]) -> int:
+def _benchmark(arguments: list[str]) -> int:
     from recbole_adarec.allocator import keep_freed_memory
     from recbole_adarec.evaluation.benchmark import FULL, PARTS, QUICK, run_benchmark
 
@@ -191,7 +178,7 @@ def _benchmark(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _experiment(arguments: Sequence[str]) -> int:
+def _experiment(arguments: list[str]) -> int:
     from recbole_adarec.allocator import keep_freed_memory
     from recbole_adarec.experiments import EXPERIMENTS, run_experiment, table
 
@@ -200,10 +187,7 @@ def _experiment(arguments: Sequence[str]) -> int:
         raise AdaRecError(f"experiment: name one of {', '.join(EXPERIMENTS)}")
     files, values = parse_arguments([argument for argument in arguments if argument.startswith("--")])
     own = {"scenes": list, "seeds": list, "random": int, "workers": int, "output": str, "arms": list}
-    given = {key: values.pop(key) for key in own if key in values}
-    for key, value in given.items():
-        if not isinstance(value, own[key]):
-            raise AdaRecError(f"experiment: {key} is {value!r}, expected {own[key].__name__}")
+    given = _own(values, "experiment", own)
     if "random" in given:
         given["number"] = given.pop("random")
     keep_freed_memory()
@@ -211,7 +195,7 @@ def _experiment(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _compare(arguments: Sequence[str]) -> int:
+def _compare(arguments: list[str]) -> int:
     from recbole_adarec.allocator import keep_freed_memory
     from recbole_adarec.comparison import models_table, run_comparison, significance_table
 
@@ -226,7 +210,7 @@ def _compare(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _tune(arguments: Sequence[str]) -> int:
+def _tune(arguments: list[str]) -> int:
     from recbole_adarec.allocator import keep_freed_memory
     from recbole_adarec.tuning import run_tuning
 
@@ -256,7 +240,7 @@ def _own(values: dict[str, Any], verb: str, types: dict[str, type]) -> dict[str,
     return given
 
 
-def _recommend(arguments: Sequence[str]) -> int:
+def _recommend(arguments: list[str]) -> int:
     from recbole_adarec.deployment.case_study import recommend
 
     texts = dict(_key_and_text(argument) for argument in arguments)
@@ -265,6 +249,18 @@ def _recommend(arguments: Sequence[str]) -> int:
         raise AdaRecError(f"recommend: unknown key {sorted(unknown)[0]!r}; known are run_dir, history, users, k")
     print(recommend(**texts))
     return 0
+
+
+_CONTINUES = "finished stages are kept, --run_dir= with the run's folder continues"
+# What each verb does, and what is left when it is interrupted; without a verb it is a run.
+_ACTS: dict[str | None, tuple[Callable[[list[str]], int], str]] = {
+    None: (_run, _CONTINUES),
+    "benchmark": (_benchmark, "finished parts are in the output file"),
+    "experiment": (_experiment, "finished runs are kept, the same command continues"),
+    "compare": (_compare, "finished models are kept, the same command continues"),
+    "tune": (_tune, "finished trials are kept, the same command continues"),
+    "recommend": (_recommend, _CONTINUES),
+}
 
 
 def entry() -> NoReturn:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from recbole_adarec.model.base import Encoding, SequenceRecommender
 from recbole_adarec.model.item_table import item_table
-from recbole_adarec.model.teacher import residual_blocks
+from recbole_adarec.model.teacher import residual_blocks, through
 
 
 class CpRec(SequenceRecommender):
@@ -31,9 +31,6 @@ class CpRec(SequenceRecommender):
         self.dropout = nn.Dropout(config["dropout_prob"])
 
     def encode(self, item_seq: Tensor) -> Encoding:
-        x = embedding = self.dropout(self.item_table(item_seq))
-        hidden = []
-        for block in self.blocks:
-            x = block(x)
-            hidden.append(x)
-        return Encoding(embedding, tuple(hidden), self.dropout(x))
+        embedding = self.dropout(self.item_table(item_seq))
+        hidden = through(self.blocks, embedding)
+        return Encoding(embedding, tuple(hidden), self.dropout(hidden[-1]))

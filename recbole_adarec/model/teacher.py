@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -107,6 +108,15 @@ def residual_blocks(config: Any) -> nn.ModuleList:
     return nn.ModuleList(blocks)
 
 
+def through(blocks: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
+    """What comes out of each of some blocks in a row, each ``[B, L, C]``."""
+    hidden = []
+    for block in blocks:
+        x = block(x)
+        hidden.append(x)
+    return hidden
+
+
 class NextItNetTeacher(AdaRecTeacher):
     """NextItNet (Yuan et al., WSDM 2019, arXiv 1808.05163): a stack of dilated causal residual blocks."""
 
@@ -117,12 +127,9 @@ class NextItNetTeacher(AdaRecTeacher):
         self.check_depth(len(self.blocks))
 
     def encode(self, item_seq: Tensor) -> Encoding:
-        x = embedding = self.dropout(self.item_table(item_seq))
-        hidden = []
-        for block in self.blocks:
-            x = block(x)
-            hidden.append(x)
-        return Encoding(embedding, self.distilled(hidden), self.dropout(x))
+        embedding = self.dropout(self.item_table(item_seq))
+        hidden = through(self.blocks, embedding)
+        return Encoding(embedding, self.distilled(hidden), self.dropout(hidden[-1]))
 
 
 class _TransformerTeacher(AdaRecTeacher):

@@ -10,7 +10,7 @@ import torch
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.files import load_checkpoint, save_checkpoint
 
-FORMAT = "recbole-adarec-model/1"
+FORMAT = "recbole-adarec-model/2"  # 1 had no priors, and other layers under the same names
 
 
 class _StoredDataset:

@@ -19,7 +19,7 @@ from recbole_adarec.distillation.transport import (
     optimal_flow,
 )
 from recbole_adarec.model.base import Encoding
-from recbole_adarec.model.item_table import FullItemTable
+from recbole_adarec.model.item_table import FullItemTable, with_one
 from tests.conftest import make_config
 from tests.test_causality import shaken, teacher
 
@@ -171,12 +171,12 @@ def test_padding_is_never_a_negative():
 
 
 def distiller(config, teacher_table):
-    return Distiller(config, 32, 4, teacher_table.shape[1], 8, teacher_table)
+    return Distiller(config, 32, 4, teacher_table.shape[1] - 1, 8, teacher_table)
 
 
 def test_a_student_that_knows_its_teachers_table_starts_at_the_best_approximation():
     teacher_table, table = torch.randn(200, 64), FullItemTable(200, 32)
-    d = distiller(make_config("student"), teacher_table)
+    d = distiller(make_config("student"), F.pad(teacher_table, (0, 1), value=3.0))  # priors stand last
     d.start_from_teacher(table)
     rebuilt = d.project_embedding(table.items)
     best = torch.linalg.svdvals(teacher_table)[32:].square().sum()
@@ -196,7 +196,7 @@ def test_each_switch_leaves_out_its_loss_alone(ml100k, switch):
     parts = {}
     for config in (make_config("student"), make_config("student", **{switch: False})):
         torch.manual_seed(0)
-        d = distiller(config, model.item_table.items)
+        d = distiller(config, model.item_table.matrix)
         item_loss = ItemLoss(config, model.n_items, torch.device("cpu"))
         losses = d(encoding, batch["target_item_id_list"], table, lesson, item_loss)
         parts[config[switch]] = losses.parts
@@ -240,7 +240,7 @@ def test_cached_lessons_equal_live_ones(ml100k, backbone):
     results = []
     for softmax in (None, found.softmax):
         total, *parts = item_losses(
-            states, table, labels, teacher_states=expected.output, teacher_table=model.item_table.items,
+            states, table, labels, teacher_states=with_one(expected.output), teacher_table=model.item_table.matrix,
             teacher_softmax=softmax, **values,
         )  # fmt: skip
         results.append((*parts, *torch.autograd.grad(total, [states])))

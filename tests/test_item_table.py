@@ -10,15 +10,28 @@ from recbole_adarec import AdaRecError
 from recbole_adarec.config import resolve
 from recbole_adarec.data.dataset import item_counts
 from recbole_adarec.distillation.block_losses import BlockLoss, block_losses, block_scores
-from recbole_adarec.model.item_table import AdaptiveItemTable, Blocks, FullItemTable, cut_blocks, item_table
+from recbole_adarec.model.item_table import (
+    AdaptiveItemTable,
+    Blocks,
+    FullItemTable,
+    cut_blocks,
+    item_table,
+    popularity_prior,
+    with_one,
+)
 from tests.conftest import make_config
 
 ITEMS, SIZE = 40, 8
 CUT = Blocks((5, 9, 25), (8, 3, 1))
 
 
-def adaptive(tied=True, cut=CUT, items=ITEMS, size=SIZE):
-    table = AdaptiveItemTable(items, size, cut, torch.rand(items), tied)
+def prior_of(items=ITEMS):
+    return F.pad(torch.randn(items - 1), (1, 0))
+
+
+def adaptive(tied=True, cut=CUT, items=ITEMS, size=SIZE, prior=True):
+    prior = prior_of(items) if prior else None
+    table = AdaptiveItemTable(items, size, cut, torch.rand(items), tied, prior=prior, served=0.75)
     with torch.no_grad():
         for parameter in table.parameters():
             parameter.normal_()
@@ -26,7 +39,7 @@ def adaptive(tied=True, cut=CUT, items=ITEMS, size=SIZE):
 
 
 TABLES = {
-    "full": lambda: FullItemTable(ITEMS, SIZE, std=1.0).double(),
+    "full": lambda: FullItemTable(ITEMS, SIZE, std=1.0, prior=prior_of(), served=0.75).double(),
     "tied": adaptive,
     "untied": lambda: adaptive(tied=False),
     "no wide head": lambda: adaptive(cut=Blocks((5, 34), (3, 2))),
@@ -54,7 +67,7 @@ def test_probabilities_sum_to_one_over_items_and_padding_has_none(table):
 def test_scores_of_candidates_are_those_of_all_items(table):
     h, items = states(), torch.randint(1, ITEMS, (6, 7))
     torch.testing.assert_close(table.scores_of(h, items), table.scores(h).gather(1, items))
-    log_p = F.log_softmax(table.scores(h)[:, 1:], 1)
+    log_p = F.log_softmax(table.scores(h)[:, 1:] + 0.25 * table.prior[1:], 1)  # scores have 0.75 of the prior
     torch.testing.assert_close(table.log_probability(h, items[:, 0]), log_p.gather(1, items[:, :1] - 1).squeeze(1))
 
 
@@ -70,7 +83,7 @@ def test_embeddings_keep_their_shape_and_gradients(table):
 
 def test_scores_are_those_of_torchs_adaptive_softmax():
     """The same function with the same weights, items in order of popularity."""
-    table, h = adaptive(), states()
+    table, h = adaptive(prior=False), states()
     cut = table.starts[1:-1]
     torchs = torch.nn.AdaptiveLogSoftmaxWithLoss(SIZE, ITEMS - 1, cut, 8 / 3, head_bias=True).double()
     with torch.no_grad():
@@ -87,8 +100,8 @@ def test_scores_are_those_of_torchs_adaptive_softmax():
 
 def dense(h, table, labels, teacher_states, teacher_table, t):
     """Both losses from the logits of all blocks, with torch's own functions."""
-    ce = -table.scores(h).gather(1, labels[:, None]).mean()
-    z = teacher_states @ teacher_table.T
+    ce = -table.log_probability(h, labels).mean()
+    z = with_one(teacher_states) @ teacher_table.T
     of_blocks = [z[:, table.ids(j)] for j in range(len(table.blocks))]
     first = torch.cat([of_blocks[0], *(block.logsumexp(1, keepdim=True) for block in of_blocks[1:])], 1)
 
@@ -108,7 +121,7 @@ def dense(h, table, labels, teacher_states, teacher_table, t):
 @pytest.mark.parametrize("kept", [False, True])
 def test_losses_and_gradients_equal_a_dense_computation(name, t, kept):
     table, h, labels = TABLES[name](), states(50), torch.randint(1, ITEMS, (50,))
-    teacher_states, teacher_table = torch.randn(50, 6).double(), torch.randn(ITEMS, 6).double()
+    teacher_states, teacher_table = torch.randn(50, 6).double(), torch.randn(ITEMS, 7).double()
     known = block_scores(teacher_states, teacher_table, table) if kept else None
     total, ce, kl = block_losses(
         h, table, labels, rows=16, ce_weight=0.3, kl_weight=0.7, temperature=t, teacher_states=teacher_states,
@@ -125,8 +138,8 @@ def test_losses_and_gradients_equal_a_dense_computation(name, t, kept):
 def test_output_distillation_has_the_divergence_over_all_items_as_its_mean():
     """Over targets drawn from the teacher, at temperature 1: the chain rule of relative entropy."""
     table, h = adaptive(), states(1)
-    teacher_states, teacher_table = torch.randn(1, 6).double(), torch.randn(ITEMS, 6).double()
-    z = teacher_states @ teacher_table[1:].T
+    teacher_states, teacher_table = torch.randn(1, 6).double(), torch.randn(ITEMS, 7).double()
+    z = with_one(teacher_states) @ teacher_table[1:].T
     p = z.log_softmax(1).squeeze(0)
     every = torch.arange(1, ITEMS)
     losses = torch.stack(
@@ -137,7 +150,7 @@ def test_output_distillation_has_the_divergence_over_all_items_as_its_mean():
             for y in every
         ]
     )  # fmt: skip
-    expected = (p.exp() * (p - table.scores(h)[0, 1:])).sum()
+    expected = (p.exp() * (p - table.log_probability(h.expand(len(every), -1), every))).sum()
     torch.testing.assert_close((p.exp() * losses).sum(), expected.detach())
 
 
@@ -145,12 +158,12 @@ def test_output_distillation_has_the_divergence_over_all_items_as_its_mean():
 def test_output_distillation_is_zero_where_the_student_says_what_the_teacher_says(t):
     """Whatever the temperature: a student whose blocks weigh what the teacher's items weigh together."""
     table, h = adaptive(cut=Blocks((5, 34), (SIZE, SIZE)), size=SIZE), states(1)
-    teacher_table = torch.zeros(ITEMS, SIZE, dtype=torch.double)
+    teacher_table = torch.zeros(ITEMS, SIZE + 1, dtype=torch.double)
     with torch.no_grad():
         for j in range(2):
-            teacher_table[table.ids(j)] = table.blocks[j].embedding.weight
+            teacher_table[table.ids(j)] = table.blocks[j].matrix
         table.entries.weight.zero_()
-        table.entries.bias.copy_((h @ table.blocks[1].embedding.weight.T).logsumexp(1))
+        table.entries.bias.copy_(table.blocks[1].logits(h).logsumexp(1))
     for label in (table.ids(0)[:1], table.ids(1)[:1]):
         _, _, kl = block_losses(
             h, table, label, kl_weight=1.0, temperature=t, teacher_states=h.detach(), teacher_table=teacher_table
@@ -207,7 +220,7 @@ def test_the_best_k_are_those_of_full_scoring(seed):
 
 
 def test_equal_scores_are_ordered_by_id():
-    for table in (FullItemTable(ITEMS, SIZE), adaptive()):
+    for table in (FullItemTable(ITEMS, SIZE), adaptive(prior=False)):
         with torch.no_grad():
             for parameter in table.parameters():
                 parameter.zero_()
@@ -289,3 +302,28 @@ def test_items_are_ordered_by_the_training_part_alone(ml100k):
     assert len(train.inter_feat) < ml100k.dataset.inter_num  # the held-out items of all users are not in it
     with pytest.raises(AdaRecError, match="train_data._dataset"):
         item_table(config, ml100k.dataset, train.item_num, 64)
+
+
+# ---------------------------------------------------------------------- priors
+
+
+@pytest.mark.parametrize("kind", ["full", "adaptive"])
+def test_a_model_that_says_nothing_says_how_popular_items_are(kind, ml100k):
+    """Where rows and entries add nothing, items have the probability that the prior gives them."""
+    config = make_config("student", item_table=kind, popularity_prior=2.0, served_prior=0.25)
+    train = ml100k.train._dataset
+    table = item_table(config, train, train.item_num, 64)
+    with torch.no_grad():
+        for rows in table.embeddings():
+            rows.zero_()
+    if kind == "adaptive":
+        torch.nn.init.zeros_(table.entries.weight)
+    log_p = table.scores(torch.randn(1, 64))[0, 1:].log_softmax(0)
+    expected = (item_counts(train, train.item_num)[1:] + 1).float().sqrt()
+    torch.testing.assert_close(log_p.exp(), expected / expected.sum())
+
+
+def test_there_are_no_priors_at_a_share_of_0(ml100k):
+    train = ml100k.train._dataset
+    assert popularity_prior(make_config("student", popularity_prior=0), train, train.item_num) is None
+    assert not FullItemTable(ITEMS, SIZE).prior.any()

@@ -147,7 +147,7 @@ def test_a_checkpoint_with_code_in_it_is_not_executed(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "executed"), "w"))
 
-    torch.save({"format": "recbole-adarec-model/1", "model": "AdaRecStudent", "x": Evil()}, tmp_path / "student.pth")
+    torch.save({"format": "recbole-adarec-model/2", "model": "AdaRecStudent", "x": Evil()}, tmp_path / "student.pth")
     with pytest.raises(AdaRecError, match="damaged or holds more"):
         load_student(tmp_path)
     assert not (tmp_path / "executed").exists()

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from recbole_adarec.distillation.item_losses import ItemLoss, TeacherSoftmax, item_losses, rows_at_a_time
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.item_table import AdaptiveItemTable, ItemTable
+from recbole_adarec.model.item_table import AdaptiveItemTable, ItemTable, with_one
 
 
 class TeacherBlocks(NamedTuple):
@@ -134,7 +133,7 @@ def block_losses(
     temperature : float
         t.
     teacher_states, teacher_table : Tensor, optional
-        The teacher's ``[N, C_t]`` and ``[I, C_t]``; without them L_out is 0.
+        The teacher's ``[N, C_t]`` and, priors last, ``[I, C_t + 1]``; without them L_out is 0.
     teacher_blocks : TeacherBlocks, optional
         What `block_scores` gives of these two, if it is there already.
     """
@@ -151,35 +150,37 @@ def block_losses(
         if teacher_states is not None and teacher_table is not None:
             teacher_blocks = teacher_blocks or block_scores(teacher_states, teacher_table, table, rows)
             softmax = _first_level(teacher_states, teacher_table, teacher_blocks, table, temperature)
-        # A column of ones carries the offsets of the blocks' entries.
         entries = torch.cat([table.entries.weight, table.entries.bias[:, None]], 1)
-        matrix, with_one = torch.cat([F.pad(_matrix(table), (0, 1)), entries]), F.pad(states, (0, 1), value=1.0)
-        total, ce, kl = item_losses(with_one, matrix, first_label, teacher_softmax=softmax, **weights)
+        matrix = torch.cat([_head(table), entries])
+        total, ce, kl = item_losses(with_one(states), matrix, first_label, teacher_softmax=softmax, **weights)
         for j, (where, row) in enumerate(of_blocks[1:], 1):
             if len(where):
                 of_teacher: dict[str, Any] = {}
                 if teacher_states is not None and teacher_table is not None:
-                    of_teacher = {"teacher_states": teacher_states[where], "teacher_table": teacher_table[table.ids(j)]}
+                    of_teacher["teacher_states"] = with_one(teacher_states[where])
+                    of_teacher["teacher_table"] = teacher_table[table.ids(j)]
                 block, share = table.scored_blocks[j], len(where) / count
-                part = item_losses(block.narrow(states[where]), block.embedding.weight, row, **of_teacher, **weights)
+                narrow = with_one(block.narrow(states[where]))
+                part = item_losses(narrow, block.matrix, row, **of_teacher, **weights)
                 total, ce, kl = total + share * part[0], ce + share * part[1], kl + share * part[2]
         return total, ce, kl
 
 
-def _matrix(table: AdaptiveItemTable) -> Tensor:
-    """The head's rows in C channels, ``[n_0, C]``."""
+def _head(table: AdaptiveItemTable) -> Tensor:
+    """The head's rows in C channels and, last, its priors, ``[n_0, C + 1]``."""
     head = table.scored_blocks[0]
     rows = head.embedding.weight
-    return rows if head.projection is None else head.projection(rows)
+    return torch.cat([rows if head.projection is None else head.projection(rows), head.prior[:, None]], 1)
 
 
 @torch.no_grad()
 def block_scores(
     teacher_states: Tensor, teacher_table: Tensor, table: AdaptiveItemTable, rows: int = 256
 ) -> TeacherBlocks:
-    """The teacher's logits of the tail blocks of a student's table, from its states ``[N, C_t]``."""
+    """The teacher's logits of the tail blocks of a student's table, from ``[N, C_t]`` and ``[I, C_t + 1]``."""
     parts = [teacher_table[table.ids(j)].T for j in range(1, len(table.blocks))]
-    chunks = [torch.stack([(some @ part).logsumexp(1) for part in parts], 1) for some in teacher_states.split(rows)]
+    split = with_one(teacher_states).split(rows)
+    chunks = [torch.stack([(some @ part).logsumexp(1) for part in parts], 1) for some in split]
     return TeacherBlocks(torch.cat(chunks) if chunks else teacher_states.new_zeros(0, len(parts)))
 
 
@@ -188,7 +189,7 @@ def _first_level(
     teacher_states: Tensor, teacher_table: Tensor, blocks: TeacherBlocks, table: AdaptiveItemTable, temperature: float
 ) -> TeacherSoftmax:
     """The teacher's softmax over the head's items and the tail blocks."""
-    logits = torch.cat([teacher_states @ teacher_table[table.ids(0)].T, blocks.scores], 1)
+    logits = torch.cat([with_one(teacher_states) @ teacher_table[table.ids(0)].T, blocks.scores], 1)
     log_p = (logits / temperature).log_softmax(1)
     p = log_p.exp()
     return TeacherSoftmax(p, torch.arange(len(p), device=p.device), (p * log_p).sum(1))

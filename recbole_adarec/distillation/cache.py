@@ -12,7 +12,7 @@ from recbole_adarec.data.dataset import WINDOW_FIELD, WindowDataset
 from recbole_adarec.distillation.block_losses import TeacherBlocks, block_scores
 from recbole_adarec.distillation.item_losses import TeacherSoftmax
 from recbole_adarec.distillation.transport import LayerDistance
-from recbole_adarec.model.item_table import AdaptiveItemTable, ItemTable
+from recbole_adarec.model.item_table import AdaptiveItemTable, ItemTable, with_one
 from recbole_adarec.model.teacher import AdaRecTeacher
 
 
@@ -90,7 +90,7 @@ class CachedTeacher:
         self.widths, self.layers_shape = _widths(teacher), (teacher.distilled_layers, teacher.hidden_size)
         self.store = torch.empty(most, sum(self.widths), dtype=torch.half, device=self.device)
         self.terms = torch.empty(most, teacher.distilled_layers, device=self.device)
-        table = teacher.item_table.items
+        table = teacher.item_table.matrix
         self.softmax: Tensor | None = None
         if temperature is not None:
             self.softmax = torch.empty(most, len(table), dtype=torch.half, device=self.device)
@@ -108,7 +108,7 @@ class CachedTeacher:
             self.store[here] = torch.cat([lesson.embedding, *lesson.layers, lesson.output], -1)
             self.terms[here] = lesson.terms.T
             if self.softmax is not None and temperature is not None:
-                log_p = (lesson.output @ table.T).div_(temperature).log_softmax(-1)
+                log_p = (with_one(lesson.output) @ table.T).div_(temperature).log_softmax(-1)
                 self.softmax[here] = p = log_p.exp()
                 self.negative_entropy[here] = (p * log_p).sum(-1)
             if self.block_scores is not None and isinstance(student_table, AdaptiveItemTable):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.item_table import FullItemTable
+from recbole_adarec.model.item_table import FullItemTable, with_one
 
 ITEM_LOSSES = ("auto", "full", "chunked", "sampled")
 _CACHE_BYTES = 2**20  # scores of a chunk on a CPU: four such matrices are in use at a time
@@ -176,7 +176,7 @@ class ItemLoss:
         temperature : float
             t, of both softmaxes of L_out.
         teacher_states, teacher_table : Tensor, optional
-            The teacher's ``[N, C_t]`` and ``[I, C_t]``; without them L_out is 0.
+            The teacher's ``[N, C_t]`` and, priors last, ``[I, C_t + 1]``; without them L_out is 0.
         teacher_softmax : TeacherSoftmax, optional
             What follows from these two, if it is there already.
 
@@ -185,19 +185,21 @@ class ItemLoss:
         tuple of Tensor
             The weighted sum, which carries the gradient, and both losses for the record.
         """
+        states = with_one(states)
+        teacher_states = None if teacher_states is None else with_one(teacher_states)
         if self.mode != "sampled":
             return item_losses(
-                states, table.items, labels, rows=self.rows, ce_weight=ce_weight, kl_weight=kl_weight,
+                states, table.matrix, labels, rows=self.rows, ce_weight=ce_weight, kl_weight=kl_weight,
                 temperature=temperature, teacher_states=teacher_states, teacher_table=teacher_table,
                 teacher_softmax=teacher_softmax,
             )  # fmt: skip
         assert self.sampler is not None, "prepare() comes before the first batch"
         drawn = self.sampler.draw(states.device)
         return item_losses(
-            states, table(drawn.items), labels, rows=self.rows, ce_weight=ce_weight, kl_weight=kl_weight,
+            states, table.rows(drawn.items), labels, rows=self.rows, ce_weight=ce_weight, kl_weight=kl_weight,
             temperature=temperature, teacher_states=teacher_states,
             teacher_table=None if teacher_table is None else teacher_table[drawn.items],
-            candidates=drawn, positives=table(labels),
+            candidates=drawn, positives=table.rows(labels),
             teacher_positives=None if teacher_table is None else teacher_table[labels],
         )  # fmt: skip
 

@@ -42,9 +42,9 @@ class Distiller(nn.Module):
     teacher_size, teacher_layers : int
         C_t and T; without layers, T = 0, there is no L_hid.
     teacher_table : Tensor
-        What scores the teacher's outputs, ``[I, C_t]``.
+        What scores the teacher's outputs, its priors last, ``[I, C_t + 1]``.
     teacher_items : Tensor, optional
-        The teacher's item embeddings, where they are not its table (as in stock models of RecBole), ``[I, C_e]``.
+        The teacher's item embeddings, where they are not in its table (as in stock models of RecBole), ``[I, C_e]``.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Distiller(nn.Module):
         teacher_items: Tensor | None = None,
     ) -> None:
         super().__init__()
-        teacher_items = teacher_table if teacher_items is None else teacher_items
+        teacher_items = teacher_table[:, :-1] if teacher_items is None else teacher_items
         check_distillation(config)
         self.gamma: float = config["gamma"]
         self.temperature: float = config["kd_temperature"]

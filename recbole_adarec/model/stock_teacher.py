@@ -184,6 +184,11 @@ class _StockItems:
         """What scores the outputs, ``[I, C]``."""
         return self._adapter.table(self._model)
 
+    @property
+    def matrix(self) -> Tensor:
+        """The same behind which stands a prior of 0, ``[I, C + 1]``."""
+        return F.pad(self.items, (0, 1))
+
     def parameters(self) -> Iterator[nn.Parameter]:
         return self._adapter.item_embedding(self._model).parameters()
 

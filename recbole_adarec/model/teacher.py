@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import CausalConv, Encoding, SequenceRecommender
-from recbole_adarec.model.item_table import FullItemTable
+from recbole_adarec.model.item_table import FullItemTable, full_table
 
 T = TypeVar("T")
 
@@ -122,7 +122,7 @@ class NextItNetTeacher(AdaRecTeacher):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.item_table = FullItemTable(self.n_items, self.hidden_size)
+        self.item_table = full_table(config, dataset, self.n_items, self.hidden_size)
         self.blocks = residual_blocks(config)
         self.check_depth(len(self.blocks))
 
@@ -144,7 +144,7 @@ class _TransformerTeacher(AdaRecTeacher):
             raise AdaRecError(
                 f"n_heads: {config['n_heads']} heads do not divide hidden_size {self.hidden_size} of the teacher"
             )
-        self.item_table = FullItemTable(self.n_items, self.hidden_size, extra_items)
+        self.item_table = full_table(config, dataset, self.n_items, self.hidden_size, extra_items)
         self.positions = nn.Parameter(torch.randn(positions, self.hidden_size) * 0.02)
         self.norm = nn.LayerNorm(self.hidden_size)
         self.layers = nn.ModuleList(

@@ -37,7 +37,7 @@ class DistillationTrainer(StageTrainer):
             self.teacher = self._load_teacher(config["teacher_path"])
             self.distiller = Distiller(
                 config, model.hidden_size, len(model.cells), self.teacher.hidden_size, self.teacher.distilled_layers,
-                self.teacher.item_table.items, self.teacher.item_embeddings,
+                self.teacher.item_table.matrix, self.teacher.item_embeddings,
             ).to(self.device)  # fmt: skip
             if config["init_from_teacher"]:
                 self.distiller.start_from_teacher(model.item_table)

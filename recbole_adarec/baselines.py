@@ -20,8 +20,8 @@ from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding, SequenceRecommender
 from recbole_adarec.model.item_table import FullItemTable
-from recbole_adarec.pipeline import fit_and_evaluate
 from recbole_adarec.settings import model_defaults
+from recbole_adarec.trainer.fitting import fit_and_evaluate
 from recbole_adarec.trainer.teacher import AdaRecTeacherTrainer
 
 States = Callable[[Any, Tensor], Tensor]
@@ -103,8 +103,10 @@ def every_position_values() -> dict[str, Any]:
     return {key: ours[key] for key in ours if key.startswith(("item_", "sampled_"))} | {"item_table_rate": 1.0}
 
 
-def baseline_config(values: dict[str, Any], name: str, every_position: bool = False, **extra: Any) -> AdaRecConfig:
-    """RecBole's configuration of a model beside ours; its own values have the prefix ``baseline_``, `CpRec`'s its own.
+def baseline_config(
+    values: dict[str, Any], name: str, stage: str = "baseline", every_position: bool = False, **extra: Any
+) -> AdaRecConfig:
+    """RecBole's configuration of a model beside ours; `stage` is the prefix of its own values, `CpRec`'s is its own.
 
     Raises
     ------
@@ -117,7 +119,7 @@ def baseline_config(values: dict[str, Any], name: str, every_position: bool = Fa
         raise AdaRecError(f"models: RecBole has no model {name!r}") from error
     if every_position:
         extra = every_position_values() | extra
-    prefix = next((prefix for prefix, model in MODELS.items() if model == name), "baseline")
+    prefix = next((prefix for prefix, model in MODELS.items() if model == name), stage)
     own = stage_values(values, prefix) | extra
     config = make_config(name, own)
     if own.get("train_neg_sample_args", ...) is None and config["loss_type"] != "CE":

@@ -144,7 +144,7 @@ class Comparison:
         }
 
     def _config(self, name: str) -> Any:
-        config = baseline_config(self.values, name, self._on_every_position(name))
+        config = baseline_config(self.values, name, every_position=self._on_every_position(name))
         if config["MAX_ITEM_LIST_LENGTH"] != self.config["MAX_ITEM_LIST_LENGTH"]:
             raise AdaRecError("compare: MAX_ITEM_LIST_LENGTH has to be the same for all models; give it without prefix")
         return config

@@ -80,10 +80,13 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "layer_weight_floor": (0, 1),
     "layer_weight_momentum": (0, 0.9999), "kd_temperature": (1e-3, None), "teacher_cache_mb": (0, None),
     "sampled_above": (0, None), "sampled_items": (1, None), "eval_scores_mb": (1, None),
-    "item_table_rate": (0, None), "item_blocks": (2, None), "item_block_growth": (1e-3, None),
+    "item_table_rate": (0, None), "popularity_prior": (0, None), "served_prior": (0, 1),
+    "item_blocks": (2, None), "item_block_growth": (1e-3, None),
     "item_width_factor": (1, None), "nproc": (1, None), "group_offset": (0, None),
     "threads": (1, None), "latency_repeats": (1, None), "MAX_ITEM_LIST_LENGTH": (1, None),
 }  # fmt: skip
+
+_OF_STOCK_TEACHERS = ("distilled_layers", "taught_positions")  # all that a trained one leaves to us
 
 
 class AdaRecConfig(Config):
@@ -141,6 +144,9 @@ def resolve(
         given["model"] = None
     if is_checkpoint(given.get("teacher")):
         given = {**data_of_teacher(given), **given}
+        for key in sorted(given.keys() - _known_keys()):
+            if key.startswith("teacher_") and key.removeprefix("teacher_") not in _OF_STOCK_TEACHERS:
+                raise AdaRecError(f"{key}: {given['teacher']} is trained already; leave {key} out, or name a model")
     if "embedding_size" in given and not given.get("model"):  # RecBole's word for it in some of its models
         size = given.pop("embedding_size")
         if given.setdefault("hidden_size", size) != size:
@@ -205,7 +211,7 @@ def resolved(values: dict[str, Any]) -> dict[str, Any]:
         config = stage_config(values, stage)
         if stage == "teacher" and values["teacher"]:
             # Of ours a stock model has these two; its own are in its checkpoint, if it is trained.
-            whole |= {f"teacher_{key}": config[key] for key in ("distilled_layers", "taught_positions")}
+            whole |= {f"teacher_{key}": config[key] for key in _OF_STOCK_TEACHERS}
             if not is_checkpoint(values["teacher"]):
                 stock = make_config(values["teacher"], stage_values(values, "teacher"))
                 own = stock_settings(values["teacher"], stock)

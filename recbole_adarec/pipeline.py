@@ -15,16 +15,15 @@ import torch
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_adarec import distributed
+from recbole_adarec.baselines import baseline_config, train_baseline
 from recbole_adarec.checkpoints import build_model, load_state, save_model
 from recbole_adarec.config import (
     MODELS,
     STAGES,
     AdaRecConfig,
-    make_config,
     resolve,
     resolved,
     stage_config,
-    stage_values,
 )
 from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.evaluation import report as pages
@@ -38,6 +37,7 @@ from recbole_adarec.model.student import as_architecture
 from recbole_adarec.plugins import load_plugins
 from recbole_adarec.run_folder import RECBOLE_LOGS, RunFolder, default_folder
 from recbole_adarec.stock import check_recorded, check_sequential, is_checkpoint
+from recbole_adarec.trainer.fitting import fit_and_evaluate
 from recbole_adarec.trainer.search import bilevel_split
 from recbole_adarec.trainer.teacher import evaluate_stock
 
@@ -127,7 +127,8 @@ class Run:
         self._stock = self._stock_values()
         configs = [self.config(stage) for stage in STAGES]
         for name in self.values["baselines"]:
-            self._baseline_config(name)
+            check_sequential(name, "baselines")
+            baseline_config(self.values, name)
         distributed.start(configs[0]["device"])
         self.data = load_data(configs[0])
         models = [get_model(config["model"])(config, self.data.train._dataset) for config in configs]
@@ -191,7 +192,7 @@ class Run:
             stock = read_checkpoint(teacher).config
         else:
             check_sequential(teacher, "teacher")
-            stock = plain(self._stock_config(teacher, "teacher").final_config_dict)
+            stock = plain(baseline_config(self.values, teacher, "teacher").final_config_dict)
         return {"stock": stock, "backbone": f"{stock['model']} (RecBole)"}
 
     def _stage(self, name: str, work: Callable[[AdaRecConfig, Loaders], tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
@@ -332,25 +333,14 @@ class Run:
             "item_tokens": [str(token) for token in data.dataset.field2id_token[data.dataset.iid_field]],
         }
 
-    def _stock_config(self, name: str, stage: str, **extra: Any) -> AdaRecConfig:
-        return make_config(name, stage_values(self.values, stage) | extra)
-
-    def _baseline_config(self, name: str, **extra: Any) -> AdaRecConfig:
-        check_sequential(name, "baselines")
-        return self._stock_config(name, "baseline", **extra)
-
     def _baseline(self, name: str, stage: str = "baseline") -> tuple[Any, dict[str, Any]]:
         """A stock RecBole model, trained as RecBole trains it, and its results; `stage` is the prefix of its values."""
         path = self.folder / f"{stage}-{name}.pth"
-        config = self._stock_config(name, stage, checkpoint_dir=str(self.folder.path))
+        config = baseline_config(self.values, name, stage, checkpoint_dir=str(self.folder.path))
         init_seed(config["seed"], config["reproducibility"])
         if not path.is_file():
-            data = load_data(config)
-            start = time.perf_counter()
             with self.folder.part(name):
-                trainer = self._trainer(config, data)
-                results = fit_and_evaluate(trainer, data, config["show_progress"])
-            save_model(path, trainer.model, config, seconds=time.perf_counter() - start, **results)
+                train_baseline(path, config)
         content = load_checkpoint(path)
         model = get_model(name)(config, self.data.train._dataset).to(config["device"]).eval()
         model.load_state_dict(content["state_dict"])
@@ -428,19 +418,3 @@ class Run:
             }
             for name, model in models.items()
         ]
-
-
-def fit_and_evaluate(
-    trainer: Any, data: Loaders, show_progress: bool, after_epoch: Callable[[int, float], None] | None = None
-) -> dict[str, Any]:
-    """Fit, take the best epoch by the validation metric, and evaluate it; all of it RecBole's own."""
-    path = Path(trainer.saved_model_file)
-    try:
-        trainer.fit(data.train, data.valid, verbose=True, show_progress=show_progress, callback_fn=after_epoch)
-        valid = dict(trainer.evaluate(data.valid, load_best_model=True))
-        test = dict(trainer.evaluate(data.test, load_best_model=False))
-    finally:
-        if distributed.is_first():
-            path.unlink(missing_ok=True)
-    trainer.model.eval()
-    return {"valid": plain(valid), "test": plain(test), "epochs": len(trainer.train_loss_dict)}

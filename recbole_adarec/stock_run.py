@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from recbole_adarec import distributed
+from recbole_adarec.baselines import baseline_config
 from recbole_adarec.config import resolved
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
@@ -36,7 +37,7 @@ class StockRun(Run):
         load_plugins(values["plugins"])
         check_sequential(values["model"], "model")
         self.values = values
-        config = self._stock_config(values["model"], "baseline")
+        config = baseline_config(values, values["model"])
         self.data = load_data(config)
         folder = values["run_dir"] or default_folder(values["dataset"], config["checkpoint_dir"])
         self.folder = RunFolder(folder, resolved(values), log=None if values["run_dir"] else RECBOLE_LOGS)

@@ -216,6 +216,7 @@ def test_student_and_teacher_are_asked_side_by_side(distilled, tiny, capsys):
         ({"user_inter_num_interval": "[0,inf)"}, r"trained with user_inter_num_interval='\[9,inf\)'"),
         ({"MAX_ITEM_LIST_LENGTH": 50}, "trained with MAX_ITEM_LIST_LENGTH=12, and 50 is given"),
         ({"dataset": "ml-100k"}, "trained with dataset='tiny'"),
+        ({"teacher_epochs": 3}, "is trained already; leave teacher_epochs out"),
         ({"eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO", "mode": "full"}}, "seen the test data"),
     ],
     ids=str,

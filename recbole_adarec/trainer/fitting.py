@@ -1,0 +1,27 @@
+"""A training from its first epoch to its results, the same for every model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recbole_adarec import distributed
+from recbole_adarec.data.loading import Loaders
+from recbole_adarec.files import plain
+
+
+def fit_and_evaluate(
+    trainer: Any, data: Loaders, show_progress: bool, after_epoch: Callable[[int, float], None] | None = None
+) -> dict[str, Any]:
+    """Fit, take the best epoch by the validation metric, and evaluate it; all of it RecBole's own."""
+    path = Path(trainer.saved_model_file)
+    try:
+        trainer.fit(data.train, data.valid, verbose=True, show_progress=show_progress, callback_fn=after_epoch)
+        valid = dict(trainer.evaluate(data.valid, load_best_model=True))
+        test = dict(trainer.evaluate(data.test, load_best_model=False))
+    finally:
+        if distributed.is_first():
+            path.unlink(missing_ok=True)
+    trainer.model.eval()
+    return {"valid": plain(valid), "test": plain(test), "epochs": len(trainer.train_loss_dict)}

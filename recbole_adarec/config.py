@@ -50,6 +50,7 @@ _OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
     "cost_budget": (int, float),
     "candidate_sizes": (list,),
     "item_table_rate": (int, float),
+    "served_prior": (int, float),
     "item_blocks": (int, list),
     "item_widths": (list,),
     "teacher_path": (str,),

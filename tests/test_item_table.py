@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from recbole.utils import get_model, get_trainer
 from torch.nn import functional as F
 
 from recbole_adarec import AdaRecError
 from recbole_adarec.config import resolve
 from recbole_adarec.data.dataset import item_counts
 from recbole_adarec.distillation.block_losses import BlockLoss, block_losses, block_scores
+from recbole_adarec.evaluation.users import user_scores
 from recbole_adarec.model.item_table import (
     AdaptiveItemTable,
     Blocks,
@@ -327,3 +329,23 @@ def test_there_are_no_priors_at_a_share_of_0(ml100k):
     train = ml100k.train._dataset
     assert popularity_prior(make_config("student", popularity_prior=0), train, train.item_num) is None
     assert not FullItemTable(ITEMS, SIZE).prior.any()
+
+
+def test_validation_chooses_the_part_of_the_priors_that_is_served(ml100k, monkeypatch):
+    """Of the parts that it tries the one with the best result; the likelihood of an item does not depend on it."""
+    config = make_config("teacher")
+    model = get_model("AdaRecTeacher")(config, ml100k.train._dataset)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    results = {1.0: 0.3, 0.75: 0.2, 0.5: 0.4}
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: {"ndcg@10": results[float(model.item_table.served)]})
+    assert trainer.choose_served_prior(ml100k.valid, {"ndcg@10": 0.3}) == {"ndcg@10": 0.4}
+    assert model.item_table.served == model.state_dict()["item_table.served"] == 0.5
+
+    scores = user_scores(model.eval(), ml100k.valid)
+    model.item_table.served.fill_(1.0)
+    with_all = user_scores(model, ml100k.valid)
+    torch.testing.assert_close(scores.log_likelihood, with_all.log_likelihood)
+    assert not torch.equal(scores.ndcg, with_all.ndcg)
+
+    model.item_table.prior.zero_()
+    assert trainer.choose_served_prior(ml100k.valid, {"ndcg@10": 0.1}) == {"ndcg@10": 0.1}

@@ -10,6 +10,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from recbole_adarec.model.item_table import ItemTable
+
 
 class UserScores(NamedTuple):
     """Results for the held-out items of U users, in order of the users.
@@ -48,13 +50,16 @@ def user_scores(model: Any, loader: Any, k: int = 10) -> UserScores:
         Length of the ranking.
     """
     device = next(model.parameters()).device
+    # What a model knows of popularity and does not rank by counts in its likelihood.
+    withheld = model.item_table.withheld if isinstance(getattr(model, "item_table", None), ItemTable) else 0.0
     users, ranks, likelihoods = [], [], []
     for interaction, _, _, item in loader:
         scores = model.full_sort_predict(interaction.to(device)).float()
         scores[:, 0] = -math.inf  # the padding item is none
         of_item = scores.gather(1, item.to(device)[:, None])
         ranks.append((scores > of_item).sum(1).cpu())
-        likelihoods.append((of_item[:, 0] - scores.logsumexp(1)).cpu())
+        logits = scores + withheld
+        likelihoods.append((logits.gather(1, item.to(device)[:, None])[:, 0] - logits.logsumexp(1)).cpu())
         users.append(interaction[loader.dataset.uid_field].cpu())
     user, row = torch.cat(users).unique(return_inverse=True)
     count = torch.bincount(row)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from logging import getLogger
 from typing import Any, NamedTuple
 
 import torch
 from recbole.evaluator import Collector
 from recbole.trainer import Trainer
+from recbole.utils import calculate_valid_score
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +22,7 @@ from recbole_adarec.distillation.block_losses import item_loss_of
 from recbole_adarec.files import load_checkpoint
 from recbole_adarec.trainer.optimizer import JointOptimizer, clip_gradients
 
+_SERVED_PARTS = (0.75, 0.5)  # besides 1
 _NAN_CHECK = 50  # batches between two looks at the loss: on a GPU each one waits for all that was queued
 
 
@@ -246,6 +249,34 @@ class StageTrainer(Trainer):
         if not (self.valid_metric_bigger and 0 <= score < best <= 1):
             return False
         return score >= best - math.sqrt(best * (1 - best) / rows)
+
+    def choose_served_prior(self, valid_data: Any, valid: dict[str, float]) -> dict[str, float]:
+        """Without a ``served_prior``, let validation choose the part of the item priors that is in the scores.
+
+        Parameters
+        ----------
+        valid_data : DataLoader
+            RecBole's, of the validation part.
+        valid : dict
+            Its result with all of the priors.
+
+        Returns
+        -------
+        dict
+            Its result with the part that was chosen.
+        """
+        table = self.model.item_table
+        if self.config["served_prior"] is not None or not table.prior.any():
+            return valid
+        results = {1.0: valid}
+        for part in _SERVED_PARTS:
+            table.served.fill_(part)
+            results[part] = dict(self.evaluate(valid_data, load_best_model=False))
+        scores = {part: calculate_valid_score(result, self.valid_metric) for part, result in results.items()}
+        best = (max if self.valid_metric_bigger else min)(scores, key=lambda part: scores[part])
+        table.served.fill_(best)
+        getLogger().info(f"served_prior: {best} ({', '.join(f'{part}: {score}' for part, score in scores.items())})")
+        return results[best]
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
         """RecBole's `fit`; the bar of the stage ends with it."""

@@ -9,6 +9,7 @@ from typing import Any
 from recbole_adarec import distributed
 from recbole_adarec.data.loading import Loaders
 from recbole_adarec.files import plain
+from recbole_adarec.trainer.base import StageTrainer
 
 
 def fit_and_evaluate(
@@ -19,6 +20,8 @@ def fit_and_evaluate(
     try:
         trainer.fit(data.train, data.valid, verbose=True, show_progress=show_progress, callback_fn=after_epoch)
         valid = dict(trainer.evaluate(data.valid, load_best_model=True))
+        if isinstance(trainer, StageTrainer):
+            valid = trainer.choose_served_prior(data.valid, valid)
         test = dict(trainer.evaluate(data.test, load_best_model=False))
     finally:
         if distributed.is_first():

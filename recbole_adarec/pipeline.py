@@ -337,7 +337,6 @@ class Run:
         """A stock RecBole model, trained as RecBole trains it, and its results; `stage` is the prefix of its values."""
         path = self.folder / f"{stage}-{name}.pth"
         config = baseline_config(self.values, name, stage, checkpoint_dir=str(self.folder.path))
-        init_seed(config["seed"], config["reproducibility"])
         if not path.is_file():
             with self.folder.part(name):
                 train_baseline(path, config)

@@ -63,18 +63,11 @@ class BlockLoss:
         table: AdaptiveItemTable,
         labels: Tensor,
         *,
-        ce_weight: float = 1.0,
-        kl_weight: float = 0.0,
-        temperature: float = 1.0,
-        teacher_states: Tensor | None = None,
-        teacher_table: Tensor | None = None,
         teacher_softmax: TeacherBlocks | None = None,
+        **others: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `block_losses`; parameters as of `ItemLoss`."""
-        return block_losses(
-            states, table, labels, rows=self.rows, ce_weight=ce_weight, kl_weight=kl_weight, temperature=temperature,
-            teacher_states=teacher_states, teacher_table=teacher_table, teacher_blocks=teacher_softmax,
-        )  # fmt: skip
+        """As `block_losses`, which takes the `others`; parameters as of `ItemLoss`."""
+        return block_losses(states, table, labels, rows=self.rows, teacher_blocks=teacher_softmax, **others)
 
 
 def item_loss_of(config: Any, table: ItemTable, device: torch.device) -> ItemLoss | BlockLoss:

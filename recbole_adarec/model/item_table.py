@@ -346,11 +346,11 @@ class AdaptiveItemTable(ItemTable):
         block's rows allows (`_Bound`), and none has more withheld than the one of which the least is; a block whose
         bound is below the k-th best found so far is left out.
         """
-        withheld = [self.withheld[self.ids(j)] for j in range(len(self.blocks))]
+        withheld = 1 - self.served  # of each prior
         of_head, of_blocks = self._split(self.first_level(states).log_softmax(1))
-        of_head = of_head - withheld[0]
+        of_head = of_head - withheld * self.scored_blocks[0].prior
         bounds = [
-            of_blocks[:, j] + bound.highest(states) - withheld[j + 1].min()
+            of_blocks[:, j] + bound.highest(states) - withheld * bound.least_prior
             for j, bound in enumerate(self._tail_bounds())
         ]
         found = [_best(row, self.ids(0), k) for row in of_head]
@@ -364,7 +364,8 @@ class AdaptiveItemTable(ItemTable):
             if not needed:
                 continue
             ids = self.ids(j)
-            within = of_blocks[needed, j - 1 : j] + self._within(j, states[needed]) - withheld[j]
+            within = of_blocks[needed, j - 1 : j] + self._within(j, states[needed])
+            within -= withheld * self.scored_blocks[j].prior
             scored += len(needed) * self.cut.sizes[j]
             for n, row in zip(needed, within, strict=True):
                 items, scores = _best(row, ids, k)
@@ -467,6 +468,7 @@ class _Bound:
         self.block, self.log_n = block, math.log(len(rows))
         self.low, self.high = rows.amin(0) - mean, rows.amax(0) - mean
         self.radius = (rows - mean).square().sum(1).max().sqrt()
+        self.least_prior = block.prior.min()
 
     def highest(self, states: Tensor) -> Tensor:
         """The bound for each state, ``[N]``, at most 0."""

@@ -76,7 +76,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "dropout_prob": (0, 0.99), "epochs": (0, None), "train_batch_size": (1, None), "eval_batch_size": (1, None),
     "learning_rate": (0, None), "learning_rate_decay": (0, 1), "alpha_learning_rate": (0, None),
     "alpha_users": (0, 1), "alpha_warmup": (0, 1), "gumbel_decay": (0, 1), "gumbel_temperature": (1e-3, None),
-    "gamma": (0, 1), "beta": (0, None), "cost_budget": (0, None),
+    "gamma": (0, 1), "beta": (0, None), "cost_budget": (0, None), "cost_floor": (0, 1),
     "candidates": (1, None), "candidate_epochs": (1, None), "candidate_temperature": (1e-3, None),
     "layer_weight_floor": (0, 1),
     "layer_weight_momentum": (0, 0.9999), "kd_temperature": (1e-3, None), "teacher_cache_mb": (0, None),

@@ -149,6 +149,11 @@ def test_budget_holds_and_is_used_best():
     assert within_budget(log_p, costs, 1.0, nodes=1) == [[0], [0]]
     assert within_budget(log_p, costs, 0.7, nodes=1) == [[1], [0]]  # giving way on the first cell loses less
     assert within_budget(log_p, costs, 0.0, nodes=1) == [[2], [2]]
+    shy = torch.log_softmax(torch.tensor([[[0.0, 2.0, 3.0]], [[1.0, 1.5, 3.0]]]), -1)  # it likes what is free
+    assert within_budget(shy, costs, 0.7, nodes=1) == [[2], [2]]
+    assert within_budget(shy, costs, 0.7, nodes=1, least=0.2) == [[1], [2]]
+    assert within_budget(shy, costs, 0.7, nodes=1, least=0.6) == [[2], [0]]
+    assert within_budget(shy, costs, 9.0, nodes=1, least=1.0) == [[0], [0]]  # all that there is to spend
     with pytest.raises(AdaRecError, match="no choice of operations costs at most"):
         within_budget(log_p[..., :2], costs[:2], 0.1, nodes=1)
 

@@ -40,7 +40,7 @@ class AdaRecSupernet(CellStack):
     Parameters
     ----------
     config : recbole.config.Config
-        ``hidden_size``, ``cells``, ``nodes``, ``operations``, ``share_cells``, ``cost``, ``cost_budget``,
+        ``hidden_size``, ``cells``, ``nodes``, ``operations``, ``share_cells``, ``cost``, ``cost_floor``,
         ``alpha_init_std``.
     dataset : recbole.data.dataset.Dataset
         Gives the number of items.
@@ -77,6 +77,7 @@ class AdaRecSupernet(CellStack):
         self.register_buffer("operation_costs", torch.tensor(of_operations, dtype=torch.float32) / self.most_expensive)
         self.cell_costs = of_cells / self.most_expensive
         self.cost_limit: float | None = None
+        self.cost_floor: float = config["cost_floor"]
         self.register_buffer("affordable", torch.ones(len(operations), dtype=torch.bool))
 
     # ------------------------------------------------------------------ parameters
@@ -224,7 +225,8 @@ class AdaRecSupernet(CellStack):
         prices, of_cells = self._prices(size)
         repeats = len(self.cells) // len(log_p)
         none = self.operations.index("none") if "none" in self.operations else None
-        best = within_budget(log_p, repeats * prices, self.cost_limit - of_cells, self.nodes, none)
+        budget = self.cost_limit - of_cells
+        best = within_budget(log_p, repeats * prices, budget, self.nodes, none, self.cost_floor)
         return self._per_cell(torch.tensor(best))
 
     def derive(self) -> Architecture:
@@ -293,9 +295,15 @@ class AdaRecSupernet(CellStack):
 
 
 def within_budget(
-    log_p: Tensor, costs: Tensor, budget: float, nodes: int, none: int | None = None, resolution: int = 1000
+    log_p: Tensor,
+    costs: Tensor,
+    budget: float,
+    nodes: int,
+    none: int | None = None,
+    least: float = 0.0,
+    resolution: int = 1000,
 ) -> list[list[int]]:
-    """The most probable choice of operations whose summed cost is at most `budget`.
+    """The most probable choice of operations whose summed cost is at most `budget`, and not far below.
 
     A knapsack solved by dynamic programming; of the partial choices whose costs agree to ``budget / resolution`` the
     most probable is kept. The sums themselves are exact, so the budget always holds. An edge behind a node that
@@ -313,6 +321,8 @@ def within_budget(
         N, to which the E edges belong.
     none : int, optional
         Place of the operation that sends nothing.
+    least : float
+        The sum is at least this share of `budget`, or of the most expensive choice where that costs less.
 
     Raises
     ------
@@ -340,7 +350,8 @@ def within_budget(
             best = _better(reached)
         if not best:
             raise AdaRecError(f"cost_budget: no choice of operations costs at most {budget:.4g}")
-    flat = max(best.values())[2]
+    floor = least * min(budget, max(used for _, used, _ in best.values()))
+    flat = max(state for state in best.values() if state[1] >= floor)[2]
     width = len(edges(nodes))
     return [list(flat[start : start + width]) for start in range(0, len(flat), width)]
 

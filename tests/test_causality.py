@@ -52,6 +52,17 @@ def models(ml100k):
     return found | {"supernet": supernet(ml100k), "student": student(ml100k)}
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_one_sequence_is_treated_as_in_a_batch(name):
+    operation, x = OPERATIONS[name].build(8), torch.rand(3, 20, 8)
+    with torch.inference_mode():  # first, and what it leaves behind can still be trained with
+        alone = torch.cat([operation(row) for row in x.split(1)])
+    together = operation(x.requires_grad_())
+    torch.testing.assert_close(alone.clone(), together.detach())
+    if together.requires_grad:
+        together.sum().backward()
+
+
 @torch.no_grad()
 def test_later_items_change_nothing_bit_for_bit(ml100k):
     sequence = torch.randint(1, 1000, (3, 30))

@@ -7,6 +7,7 @@ one line of the table, or one decorator in the user's own file (README, "Extend"
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ class SepConv(nn.Module):
 
     def __init__(self, size: int, kernel: int, dilation: int = 1) -> None:
         super().__init__()
+        self.dilation = dilation
         self.delays = [(kernel - 1 - k) * dilation for k in range(kernel)]
         self.depthwise = nn.Parameter(torch.empty(kernel, size).uniform_(-1, 1) * kernel**-0.5)
         self.linear = nn.Linear(size, size, bias=False)
@@ -35,6 +37,11 @@ class SepConv(nn.Module):
         return (self.linear.weight[:, None] * self.depthwise).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 1:  # calls cost more than arithmetic: 23 us for both kernels, against 33 and 42 below
+            length, size = x.shape[1:]
+            taps = (1, length, len(self.delays), size)
+            late = with_past(x, self.delays[0]).as_strided(taps, (0, size, self.dilation * size, 1))
+            return self.linear((late * self.depthwise).sum(2))
         # Sums of shifted copies: measured twice as fast as a grouped Conv1d.
         first, *others = zip(delayed(x, self.delays), self.depthwise, strict=True)
         total = first[0] * first[1]
@@ -58,12 +65,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key = self.linear(x).split(self.width, -1)
-        position = torch.arange(x.shape[1], device=x.device)
-        back = position[:, None] - position
-        bias = torch.where(back >= 0, -self.slope * back, -torch.inf).to(query.dtype)
+        back, future = distances(x.shape[1], x.device)
+        bias = torch.addcmul(future, back, self.slope, value=-1).to(query.dtype)
         # Half the time of scaled_dot_product_attention, which has no fast kernel for a bias on the CPU.
         likeness = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=self.width**-0.5)
         return torch.bmm(likeness.softmax(-1), x)
+
+
+@lru_cache(64)
+@torch.inference_mode(False)  # whoever asks first may not train, and the next may
+def distances(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How far back each position lies from each, 0 for later ones, and minus infinity for those; ``[L, L]`` both."""
+    position = torch.arange(length, device=device, dtype=torch.float32)
+    back = position[:, None] - position
+    return back.clamp_min(0), torch.zeros_like(back).masked_fill(back < 0, -torch.inf)
 
 
 class MinGRU(nn.Module):

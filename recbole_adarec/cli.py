@@ -33,9 +33,9 @@ of a run too. --quick: less of everything.
        python run_adarec.py experiment NAME [--seeds="[2020, 2021, 2022]"] [--workers=2] [--output=experiments]
 
 Several runs, compared on the same users; NAME is search-vs-random (--random=20 architectures), ablation, teachers,
-transfer (--scenes="[ml-100k, ml-1m]"), cprec (NextItNet against CpRec; --arms="[CpRec]": not all of its settings), or
-item-tables (AdaRec's student with a full and an adaptive item table). Takes the keys of a run too; the same command
-continues it.
+transfer (--scenes="[ml-100k, ml-1m]"), cprec (NextItNet against CpRec), or item-tables (AdaRec's student with a full
+and an adaptive item table). --arms="[single level]": not all that ablation or cprec would run. Takes the keys of a run
+too; the same command continues it.
 
        python run_adarec.py compare --models="SASRec GRU4Rec AdaRecStudent" [--reference=AdaRecStudent]
                                     [--fast_baselines] [--output=compare]

@@ -14,10 +14,9 @@ from recbole_adarec import distributed
 from recbole_adarec.checkpoints import load_model
 from recbole_adarec.config import MODELS, stage_config
 from recbole_adarec.data.loading import load_data
-from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.evaluation.users import user_scores
-from recbole_adarec.experiments import _USERS, METRICS, Arm, Result, Study, _difference, _mean, compared
+from recbole_adarec.experiments import _USERS, METRICS, Arm, Result, Study, _difference, _mean, chosen, compared
 from recbole_adarec.files import load_checkpoint, save_checkpoint
 from recbole_adarec.model.teacher import LAYER_SHARING
 from recbole_adarec.pipeline import Run
@@ -136,14 +135,10 @@ def cprec(study: Study, only: Sequence[str] = ()) -> dict[str, Any]:
     study : Study
         Where the runs are.
     only : sequence of str
-        Arms to run; all by default. NextItNet is always among them.
+        Arms to run beside NextItNet; all by default.
     """
     models = ModelStudy(study.values, study.seeds, study.folder.with_name("models"), study.workers)
-    arms = cprec_arms(study.values)
-    names = [arm.name for arm in arms]
-    if unknown := [name for name in only if name not in names]:
-        raise AdaRecError(f"arms: unknown {unknown[0]!r}; known are {', '.join(names)}")
-    results = models.run([arm for arm in arms if not only or arm.name in (NEXTITNET, *only)])
+    results = models.run(chosen(cprec_arms(study.values), only and [NEXTITNET, *only]))
     found = compared(results, NEXTITNET)
     for name in results:
         contents = models.content(name)

@@ -35,6 +35,7 @@ _USERS = "recbole-adarec-users/1"
 METRICS = {"ndcg": "NDCG@10", "log_likelihood": "log-likelihood"}
 EXPERIMENTS = ("search-vs-random", "ablation", "transfer", "teachers", "cprec", "item-tables")
 OF_SIZES = ("cprec", "item-tables")  # those of the module compression, which compares whole models
+WITH_ARMS = ("ablation", "cprec")  # which can be told what to run
 BUDGETS = (0.25, 0.5, 2.0, 4.0)  # times cost_budget
 BETAS = (0.1, 10.0)
 
@@ -253,8 +254,16 @@ def random_architectures(like: Architecture, config: Any, limit: float, number: 
 # ---------------------------------------------------------------------- ablation
 
 
-def ablation(study: Study) -> dict[str, Any]:
-    """Each part of the method left out or replaced, against the whole; and the budget over a range."""
+def ablation(study: Study, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Each part of the method left out or replaced, against the whole; and the budget over a range.
+
+    Parameters
+    ----------
+    study : Study
+        Where the runs are.
+    only : sequence of str
+        Arms to run beside the whole; all by default.
+    """
     # On one level an epoch goes over all users, on two over half of them: w takes as many steps.
     config = stage_config(study.values, "search")
     epochs = max(1, round(config["epochs"] * (1 - config["alpha_users"])))
@@ -270,16 +279,27 @@ def ablation(study: Study) -> dict[str, Any]:
         **{f"budget {times * budget:.4g}": {"cost_budget": times * budget} for times in BUDGETS if budget},
         **{f"no budget, beta {beta}": {"cost_budget": None, "beta": beta} for beta in BETAS},
     }
+    arms = chosen([Arm(name, values, (("teacher", "whole"),)) for name, values in changes.items()], only)
     whole = study.run([Arm("whole", {})])
-    others = study.run([Arm(name, values, (("teacher", "whole"),)) for name, values in changes.items()])
+    others = study.run(arms)
     found = compared(whole | others, "whole")
     mappings = {name: result for name, result in others.items() if name.startswith("mapping ")}
+    if not mappings:
+        return found
     best = max(mappings, key=lambda name: float(mappings[name].scores["valid"]["log_likelihood"].mean()))
     found["best_one_to_one"] = {"name": best} | {
         metric: paired_difference(of, mappings[best].scores["test"][metric])._asdict()
         for metric, of in whole["whole"].scores["test"].items()
     }
     return found
+
+
+def chosen(arms: Sequence[Arm], only: Sequence[str]) -> list[Arm]:
+    """The arms of these names, or all of them; a name that none has is refused."""
+    names = [arm.name for arm in arms]
+    if unknown := [name for name in only if name not in names]:
+        raise AdaRecError(f"arms: unknown {unknown[0]!r}; known are {', '.join(names)}")
+    return [arm for arm in arms if not only or arm.name in only]
 
 
 # ---------------------------------------------------------------------- teachers
@@ -382,7 +402,7 @@ def run_experiment(
     output : str, optional
         The folder; ``experiments/`` by default. A folder of its own for each dataset is made in it.
     arms : sequence of str
-        Those of ``cprec`` to run; all by default.
+        Those of ``cprec`` or ``ablation`` to run; all by default.
 
     Returns
     -------
@@ -398,6 +418,8 @@ def run_experiment(
         raise AdaRecError(f"experiment: unknown experiment {name!r}; known are {', '.join(EXPERIMENTS)}")
     if name == "transfer" and len(scenes) < 2:
         raise AdaRecError('experiment transfer: give two datasets or more, --scenes="[ml-100k, ml-1m]"')
+    if arms and name not in WITH_ARMS:
+        raise AdaRecError(f"arms: experiment {name} always runs all of its own; {' and '.join(WITH_ARMS)} take some")
     for key in ("run_dir", "architecture", "seed"):
         if key in overrides:
             raise AdaRecError(f"experiment: {key} is set by the experiment itself; leave it out")
@@ -417,7 +439,7 @@ def run_experiment(
         one = study(None)
         work: dict[str, Callable[[], dict[str, Any]]] = {
             "search-vs-random": lambda: search_vs_random(one, number),
-            "ablation": lambda: ablation(one),
+            "ablation": lambda: ablation(one, arms),
             "teachers": lambda: teachers(one),
             "cprec": lambda: compression.cprec(one, arms),
             "item-tables": lambda: compression.item_tables(one),

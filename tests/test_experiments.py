@@ -93,7 +93,8 @@ SMALL = [
 
 @pytest.mark.parametrize("name", ["ablation", "teachers"])
 def test_every_arm_is_compared_with_the_reference(tiny, tmp_path, capsys, name):
-    assert main(["experiment", name, "--dataset=tiny", f"--data_path={tiny}", f"--output={tmp_path}", *SMALL]) == 0
+    arguments = ["experiment", name, "--dataset=tiny", f"--data_path={tiny}", f"--output={tmp_path}", *SMALL]
+    assert main(arguments) == 0
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "tiny" / f"{name}.json").read_text())
     page = (tmp_path / "tiny" / f"{name}.html").read_text()
@@ -104,6 +105,12 @@ def test_every_arm_is_compared_with_the_reference(tiny, tmp_path, capsys, name):
         if arm != found["reference"]:
             ours, theirs = (found["arms"][of]["test"]["log_likelihood"]["mean"] for of in (arm, found["reference"]))
             assert row["against_reference"]["log_likelihood"]["mean"] == pytest.approx(ours - theirs, abs=1e-6)
+    if name == "ablation":
+        assert main([*arguments, "--arms=[single level]"]) == 0
+        assert list(json.loads((tmp_path / "tiny/ablation.json").read_text())["arms"]) == ["whole", "single level"]
+        assert main([*arguments, "--arms=[two levels]"]) == 2 and "known are no distillation" in capsys.readouterr().err
+    else:
+        assert main([*arguments, "--arms=[SASRec]"]) == 2 and "arms: experiment teachers" in capsys.readouterr().err
 
 
 def test_transfer_trains_each_scene_with_the_architecture_of_each(tiny, tmp_path):

@@ -277,7 +277,7 @@ def test_alpha_steps_are_shorter_where_there_are_more_and_cost_enters_slowly(tin
 def test_operations_that_no_student_can_afford_are_never_drawn(ml100k):
     convolutions = ["conv_3", "conv_5", "dilated_conv_3", "dilated_conv_5"]
     supernet, _ = limited(ml100k, cost_budget=0.03, operations=[*convolutions, "sep_conv_3", "skip", "none"])
-    dear = [name for name, can in zip(supernet.operations, supernet.affordable.tolist(), strict=True) if not can]
+    dear = supernet.beyond_budget()
     assert dear == convolutions
     with torch.no_grad():
         supernet.alpha[..., 0] = 50.0
@@ -285,6 +285,22 @@ def test_operations_that_no_student_can_afford_are_never_drawn(ml100k):
         drawn = {supernet.operations[o] for cell in supernet.sample(1.0).choice for o in cell}
         assert not drawn & set(dear), seed
     assert not {name for cell in supernet.derive().cells for name in cell} & set(dear)
+
+
+def test_the_log_names_what_no_student_can_afford(tiny, monkeypatch, caplog):
+    of_teacher = make_config("teacher", "tiny", data_path=str(tiny))
+    data = load_data(of_teacher)
+    teacher = get_model("AdaRecTeacher")(of_teacher, data.train._dataset)
+    monkeypatch.setattr("recbole_adarec.trainer.search.AdaRecSupernetTrainer._load_teacher", lambda *_: teacher)
+    for budget, said in ((0.02, True), (0.9, False)):
+        config = make_config(
+            "search", "tiny", data_path=str(tiny), gamma=0.0, teacher_path="elsewhere", cost_budget=budget,
+            operations=["conv_5", "skip", "none"],
+        )  # fmt: skip
+        supernet = get_model(config["model"])(config, data.train._dataset)
+        get_trainer(config["MODEL_TYPE"], config["model"])(config, supernet)
+        assert ("no student has any: conv_5;" in caplog.text) == said
+        caplog.clear()
 
 
 def test_the_published_settings_are_one_file_away():

@@ -192,6 +192,10 @@ class AdaRecSupernet(CellStack):
         extra = repeats * (self.operation_costs - self.operation_costs.min())
         self.affordable.copy_(cheapest + extra <= self.cost_limit * (1 + 1e-6))
 
+    def beyond_budget(self) -> list[str]:
+        """The operations that no architecture can afford."""
+        return [name for name, can in zip(self.operations, self.affordable.tolist(), strict=True) if not can]
+
     def cost(self, gates: Tensor) -> Tensor:
         """Cost of an architecture drawn as `gates`, as a share of the most expensive one."""
         repeats = len(self.cells) // len(gates)

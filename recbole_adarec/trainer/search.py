@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -63,6 +64,11 @@ class AdaRecSupernetTrainer(DistillationTrainer):
                     "--cost_budget=~"
                 )
             model.limit_cost(config["cost_budget"], self.teacher or self._load_teacher(config["teacher_path"]))
+            if dear := model.beyond_budget():
+                getLogger().warning(
+                    f"cost_budget: {config['cost_budget']} of this teacher's layers is less than one of these costs, "
+                    f"so no student has any: {', '.join(dear)}; a larger one admits them"
+                )
         self.alpha_optimizer = torch.optim.Adam([model.alpha], lr=config["alpha_learning_rate"], betas=(0.5, 0.999))
         self._warmup = int(config["alpha_warmup"] * self.epochs + 1e-6)
         self._alpha_steps, self._alpha_steps_in_all = 0, 1

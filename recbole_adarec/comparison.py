@@ -14,7 +14,7 @@ from tabulate import tabulate
 from recbole_adarec.baselines import CAUSAL, baseline_config, build, train_baseline
 from recbole_adarec.checkpoints import FORMAT as MODEL_FORMAT
 from recbole_adarec.checkpoints import build_model
-from recbole_adarec.config import resolve, resolved, stage_config
+from recbole_adarec.config import MODELS, resolve, resolved, stage_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed
@@ -39,7 +39,7 @@ NOTES = (
     "varies here, one training of each model: another seed can move a difference too.",
 )
 TRAINED = {
-    "run": "by a run of this package",
+    "here": "by this package",
     "RecBole": "as RecBole trains it",
     "every position": "on every position of windows, not as RecBole trains it (`--fast_baselines`)",
 }
@@ -168,7 +168,7 @@ class Comparison:
             entries[name] = Entry(
                 build_model(content, self.config["device"]),
                 {part: content[part] for part in ("valid", "test")},
-                {"seconds": spent, "epochs": content["epochs"], "how": "run"},
+                {"seconds": spent, "epochs": content["epochs"], "how": "here"},
             )
         return entries
 
@@ -188,7 +188,7 @@ class Comparison:
             {
                 "seconds": content["seconds"],
                 "epochs": content["epochs"],
-                "how": "every position" if fast else "RecBole",
+                "how": "every position" if fast else "here" if name in MODELS.values() else "RecBole",
             },
         )
 

@@ -56,10 +56,11 @@ def test_models_of_all_kinds_are_compared_and_nothing_is_trained_twice(found, ti
         assert words in (folder / f"compare.{name}").read_text()
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")}
     # One more model joins, trained the fast way; the others are as they were.
-    assert compare(tiny, "SASRec AdaRecStudent GRU4Rec FPMC", "--fast_baselines", "--reference=FPMC") == 0
+    assert compare(tiny, "SASRec AdaRecStudent CpRec FPMC GRU4Rec", "--fast_baselines", "--reference=FPMC") == 0
     assert all(path.stat().st_mtime_ns == time for path, time in files.items())
     again = json.loads((folder / "compare.json").read_text())
-    assert [m["training"]["how"] for m in again["models"]] == ["every position", "run", "every position", "RecBole"]
+    how = [model["training"]["how"] for model in again["models"]]
+    assert how == ["every position", "here", "here", "RecBole", "every position"]
     assert again["models"][3]["test"] == found["models"][1]["test"] and again["reference"] == "FPMC"
     assert "not as RecBole trains it (`--fast_baselines`): SASRec, GRU4Rec" in (folder / "compare.md").read_text()
     capsys.readouterr()

@@ -15,7 +15,7 @@ import torch
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.foreign import read_checkpoint
-from tests.conftest import STOCK
+from tests.conftest import OLD_NUMPY, STOCK
 
 
 def write(path: Path, **content: object) -> Path:
@@ -92,7 +92,7 @@ def test_the_trap_would_have_been_seen(tmp_path):
 
 def test_nothing_hides_in_recboles_config(tmp_path, stock):
     """A real Config object, pickled as RecBole does it, with a call among its values."""
-    code = (
+    code = OLD_NUMPY + (
         "import sys, os, torch; sys.argv = sys.argv[:3]\n"
         "from recbole.config import Config\n"
         "path, trap = sys.argv[1:3]; sys.argv = ['x']\n"

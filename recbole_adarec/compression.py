@@ -16,12 +16,12 @@ from recbole_adarec.config import MODELS, stage_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.evaluation.users import user_scores
-from recbole_adarec.experiments import _USERS, METRICS, Arm, Result, Study, _difference, _mean, chosen, compared
 from recbole_adarec.files import load_checkpoint, save_checkpoint
 from recbole_adarec.model.teacher import LAYER_SHARING
 from recbole_adarec.pipeline import Run
 from recbole_adarec.run_folder import RunFolder
 from recbole_adarec.settings import model_defaults
+from recbole_adarec.study import METRICS, USERS_FORMAT, Arm, Result, Study, chosen, compared, difference_text, mean_text
 
 NEXTITNET = "NextItNet"
 GROWTHS = (1.0, 2.0, 4.0)  # item_block_growth,
@@ -71,7 +71,7 @@ class ModelStudy(Study):
         save_checkpoint(
             run.folder / "users.pth",
             {
-                "format": _USERS,
+                "format": USERS_FORMAT,
                 "values": values,
                 "test_user": found["test"].user,
                 "scores": {part: {metric: getattr(of, metric) for metric in METRICS} for part, of in found.items()},
@@ -83,7 +83,7 @@ class ModelStudy(Study):
 
     def content(self, arm: str) -> list[dict[str, Any]]:
         """What was written of an arm, for each seed."""
-        return [load_checkpoint(self.path(seed, arm) / "users.pth", expected=_USERS) for seed in self.seeds]
+        return [load_checkpoint(self.path(seed, arm) / "users.pth", expected=USERS_FORMAT) for seed in self.seeds]
 
     def _load(self, arm: str) -> Result:
         contents = self.content(arm)
@@ -217,10 +217,10 @@ def rows(found: Mapping[str, Any]) -> str:
             "weights, kB": f"{arm['file_bytes'] / 1000:,.0f}",
         }  # fmt: skip
         for metric, words in METRICS.items():
-            line[words] = _mean(arm["test"][metric])
+            line[words] = mean_text(arm["test"][metric])
             if metric == "ndcg":
                 line["ratio"] = f"{arm['test'][metric]['mean'] / largest['test'][metric]['mean']:.3f}"
             if "against_reference" in arm:
-                line[f"{words}, difference"] = _difference(arm["against_reference"][metric])
+                line[f"{words}, difference"] = difference_text(arm["against_reference"][metric])
         lines.append(line)
     return tabulate(lines, headers="keys", tablefmt="pipe", missingval="–", disable_numparse=True)

@@ -14,11 +14,11 @@ import recbole_adarec.plugins as plugins
 from recbole_adarec import AdaRecError, load_plugins, load_student, run_adarec
 from recbole_adarec.config import resolve
 from recbole_adarec.distillation.transport import MAPPINGS
-from recbole_adarec.experiments import Arm, Study
 from recbole_adarec.model.cost import operation_cost
 from recbole_adarec.model.operations import OPERATIONS, check_operations
 from recbole_adarec.model.stock_teacher import TEACHER_ADAPTERS
 from recbole_adarec.settings import load_yaml
+from recbole_adarec.study import Arm, Study
 from tests.test_run import FAST
 
 README = Path(__file__).parent.parent / "README.md"

@@ -18,8 +18,8 @@ from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.model.base import CausalConv
 from recbole_adarec.model.operations import operation
 from recbole_adarec.model.stock_teacher import TeacherAdapter, teacher_adapter
-from recbole_adarec.pipeline import run_adarec
 from recbole_adarec.plugins import load_plugins
+from recbole_adarec.quick_start import run_adarec
 from recbole_adarec.registry import register
 from recbole_adarec.version import __version__
 

@@ -137,7 +137,7 @@ def _run(arguments: list[str]) -> int:
     from recbole_adarec.config import resolve
     from recbole_adarec.distributed import is_first, launch, stop
     from recbole_adarec.evaluation.report import comparison_table
-    from recbole_adarec.pipeline import begin
+    from recbole_adarec.quick_start import begin
 
     values = resolve(None, *parse_arguments(arguments))
     # RecBole's keys of several processes; where torchrun has started them the environment says so.

@@ -1,0 +1,55 @@
+"""One call from a dataset to a report, as RecBole's module of this name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recbole_adarec.config import resolve
+from recbole_adarec.pipeline import Run
+from recbole_adarec.stock_run import StockRun
+
+
+def run_adarec(
+    dataset: str | None = None,
+    config_file_list: list[str] | None = None,
+    config_dict: dict[str, Any] | None = None,
+    run_dir: str | Path | None = None,
+    model: str | None = None,
+) -> dict[str, Any]:
+    """Distil a dataset's teacher into a searched student, and report on both.
+
+    Parameters
+    ----------
+    dataset : str, optional
+        Name of a RecBole dataset; ml-100k by default.
+    config_file_list : list of str, optional
+        YAML files, looked for in the current folder and then in properties/.
+    config_dict : dict, optional
+        Single values; they win over the files.
+    run_dir : path-like, optional
+        Folder of the run. Finished stages that it holds are not repeated.
+    model : str, optional
+        A model of RecBole, to train and report that one alone; AdaRecStudent, the whole run, by default.
+
+    Returns
+    -------
+    dict
+        What report.json holds.
+
+    Raises
+    ------
+    AdaRecError
+        For input that cannot be used; nothing is overwritten.
+    """
+    overrides = dict(config_dict or {})
+    if run_dir is not None:
+        overrides["run_dir"] = str(run_dir)
+    if model is not None:
+        overrides["model"] = model
+    return begin(resolve(dataset, config_file_list, overrides)).execute()
+
+
+def begin(values: dict[str, Any]) -> Run:
+    """The run that resolved values ask for: a distillation, or a stock model alone."""
+    return StockRun(values) if values["model"] else Run(values)

@@ -17,13 +17,7 @@ from recbole.utils import get_model, get_trainer, init_seed
 from recbole_adarec import distributed
 from recbole_adarec.baselines import baseline_config, train_baseline
 from recbole_adarec.checkpoints import build_model, load_state, save_model
-from recbole_adarec.config import (
-    MODELS,
-    STAGES,
-    AdaRecConfig,
-    resolved,
-    stage_config,
-)
+from recbole_adarec.config import MODELS, STAGES, AdaRecConfig, resolved, stage_config
 from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.evaluation import report as pages
 from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,8 +109,26 @@ class Study:
 
     @staticmethod
     def complete(values: dict[str, Any], given: Sequence[tuple[str, str]] = ()) -> None:
-        """What a job does, in a process of its own if there are several workers."""
-        complete(values, given)
+        """A job: finish a run, and write what its models do for each user beside it, ``users.pth``."""
+        content: dict[str, Any] = {"format": USERS_FORMAT, "values": values}
+        files = {stage: Path(folder) / f"{stage}.pth" for stage, folder in given}
+        if architecture := files.pop("architecture", None):
+            values = values | {"architecture": str(architecture.with_suffix(".yaml"))}
+        run = Run(values)
+        for stage, path in files.items():
+            run.adopt(stage, path)
+        contents = run.train()
+        content["architecture"] = contents["student"]["architecture"]
+        for name in ("teacher", "student"):
+            config = run.config(name)
+            model = load_model(run.folder / f"{name}.pth", config["device"], expected=STAGES[name])
+            found: dict[str, UserScores] = {
+                "valid": user_scores(model, run.data.valid), "test": user_scores(model, run.data.test),
+            }  # fmt: skip
+            content[name] = {part: {metric: getattr(of, metric) for metric in METRICS} for part, of in found.items()}
+            content[name]["layers"] = count_parameters(model)["layers"]
+            content["test_user"] = found["test"].user
+        save_checkpoint(run.folder / "users.pth", content)
 
     def _work(self, jobs: list[tuple[dict[str, Any], list[tuple[str, str]]]]) -> None:
         bar = tqdm(total=len(jobs), desc=self.folder.name, unit=" runs", disable=not jobs)
@@ -148,29 +166,6 @@ class Study:
             scores("student"), scores("teacher"), [c["student"]["layers"] for c in contents],
             [c["teacher"]["layers"] for c in contents], [Architecture.from_dict(c["architecture"]) for c in contents],
         )  # fmt: skip
-
-
-def complete(values: dict[str, Any], given: Iterable[tuple[str, str]] = ()) -> None:
-    """Finish a run and write what its models do for each user beside it, ``users.pth``."""
-    content: dict[str, Any] = {"format": USERS_FORMAT, "values": values}
-    files = {stage: Path(folder) / f"{stage}.pth" for stage, folder in given}
-    if architecture := files.pop("architecture", None):
-        values = values | {"architecture": str(architecture.with_suffix(".yaml"))}
-    run = Run(values)
-    for stage, path in files.items():
-        run.adopt(stage, path)
-    contents = run.train()
-    content["architecture"] = contents["student"]["architecture"]
-    for name in ("teacher", "student"):
-        config = run.config(name)
-        model = load_model(run.folder / f"{name}.pth", config["device"], expected=STAGES[name])
-        found: dict[str, UserScores] = {
-            "valid": user_scores(model, run.data.valid), "test": user_scores(model, run.data.test),
-        }  # fmt: skip
-        content[name] = {part: {metric: getattr(of, metric) for metric in METRICS} for part, of in found.items()}
-        content[name]["layers"] = count_parameters(model)["layers"]
-        content["test_user"] = found["test"].user
-    save_checkpoint(run.folder / "users.pth", content)
 
 
 def chosen(arms: Sequence[Arm], only: Sequence[str]) -> list[Arm]:

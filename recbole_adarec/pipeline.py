@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -36,6 +36,7 @@ from recbole_adarec.trainer.teacher import evaluate_stock
 
 CANDIDATES_FORMAT = "recbole-adarec-candidates/1"
 REPORT_FORMAT = "recbole-adarec-report/1"
+_CHOICE_TARGETS = 140_000  # with more of them in an epoch, candidates are trained for fewer epochs
 
 
 class Run:
@@ -213,36 +214,55 @@ class Run:
         """The candidate of the search that validation likes best after a short training; all of them are recorded.
 
         The measure is the log-likelihood of the held-out items, which tells architectures apart where NDCG, at 0 for
-        most users, does not.
+        most users, does not: over 20 random architectures on ml-100k, what it is after two epochs correlates by .81
+        with what it is on the test data after 24, NDCG@10 by .23 with itself. A small hidden size learns more slowly
+        and may still end higher, so sizes are compared by their best candidates, after a longer training.
         """
         candidates = [Architecture.from_dict(candidate) for candidate in search["candidates"]]
         path = self.folder / "candidates.json"
         if len(candidates) > 1 and not distributed.from_first(path.is_file()):
             start = time.perf_counter()
             getLogger().info(f"choice among {len(candidates)} candidates begins")
+            config = self.config("search")
             with self.folder.part("choice"):
-                tried = [(candidate, self._try(candidate)) for candidate in candidates]
-            found = [
-                {**candidate.to_dict(), "operations": candidate.count(), "valid_log_likelihood": likelihood}
-                for candidate, likelihood in tried
-            ]
+                rows = [
+                    {
+                        **candidate.to_dict(),
+                        "operations": candidate.count(),
+                        "valid_log_likelihood": self._try(candidate, config["candidate_epochs"]),
+                    }
+                    for candidate in candidates
+                ]
+                finalists = _best_of_each_size(rows)
+                for row in finalists if len(finalists) > 1 else []:
+                    row["final_log_likelihood"] = self._try(candidates[rows.index(row)], config["finalist_epochs"])
             seconds = round(time.perf_counter() - start, 2)
             if distributed.is_first():
-                content = {"format": CANDIDATES_FORMAT, "seconds": seconds, "candidates": found}
+                content = {"format": CANDIDATES_FORMAT, "seconds": seconds, "candidates": rows}
                 write_text(path, json.dumps(plain(content), indent=1) + "\n")
             distributed.barrier()
-        likelihoods = [row["valid_log_likelihood"] for row in self._candidates()["candidates"]]
-        return candidates[likelihoods.index(max(likelihoods))] if likelihoods else candidates[0]
+        rows = self._candidates()["candidates"]
+        if not rows:
+            return candidates[0]
+        best = max(
+            _best_of_each_size(rows), key=lambda row: row.get("final_log_likelihood", row["valid_log_likelihood"])
+        )
+        return candidates[rows.index(best)]
 
     def _candidates(self) -> dict[str, Any]:
         """What the choice among the candidates found; nothing, if there was only one."""
         path = self.folder / "candidates.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"seconds": 0.0, "candidates": []}
 
-    def _try(self, candidate: Architecture) -> float:
-        """Validation log-likelihood of a candidate after ``candidate_epochs`` as a student, from scratch."""
+    def _try(self, candidate: Architecture, epochs: int) -> float:
+        """Validation log-likelihood of a candidate after so many epochs as a student, from scratch.
+
+        Architectures are told apart by how many targets they have seen: where an epoch has many, fewer epochs do.
+        """
         self.architecture = candidate
-        extra = {"epochs": self.config("search")["candidate_epochs"], "init_from_supernet": False}
+        targets = int(self.data.train._dataset.windows.length.sum())
+        epochs = max(1, round(epochs * min(1.0, _CHOICE_TARGETS / targets)))
+        extra = {"epochs": epochs, "init_from_supernet": False}
         config = self.config("student", checkpoint_dir=str(self.folder.path), **self._inputs("student") | extra)
         init_seed(config["seed"], config["reproducibility"])
         trainer = self._trainer(config, data := self.data.for_stage(config))
@@ -363,3 +383,13 @@ class Run:
             }
             for name, model in models.items()
         ]
+
+
+def _best_of_each_size(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each hidden size the candidate that validation likes best after the first training."""
+    best: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        size = row["hidden_size"]
+        if size not in best or row["valid_log_likelihood"] > best[size]["valid_log_likelihood"]:
+            best[size] = row
+    return list(best.values())

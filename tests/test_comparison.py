@@ -19,8 +19,8 @@ from tests.conftest import make_config
 
 SMALL = [
     "--epochs=1", "--hidden_size=16", "--search_hidden_size=8", "--block_num=1", "--distilled_layers=2",
-    "--candidates=1", "--inner_size=16", "--cost_budget=0.5", "--train_batch_size=200", "--show_progress=False",
-    "--latency_repeats=5",
+    "--candidates=1", "--candidate_sizes=~", "--inner_size=16", "--cost_budget=0.5", "--train_batch_size=200",
+    "--show_progress=False", "--latency_repeats=5",
 ]  # fmt: skip
 
 

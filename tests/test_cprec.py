@@ -109,6 +109,7 @@ def test_a_run_with_an_adaptive_table_learns_from_a_full_teacher_and_reports_bot
         config_dict=SMALL | {
             "data_path": str(tiny), "item_table": "adaptive", "layer_sharing": "adjacent_block", "teacher_epochs": 15,
             "search_epochs": 2, "student_epochs": 15, "candidates": 1, "cost_budget": None,
+            "candidate_sizes": None,
         },
         run_dir=tmp_path / "run",
     )  # fmt: skip
@@ -155,7 +156,14 @@ def test_the_experiment_compares_sizes_and_continues(tiny, tmp_path, capsys):
 
 
 def test_item_tables_are_compared_at_the_same_size_too(tiny, tmp_path, capsys):
-    values = SMALL | {"search_hidden_size": 16, "cells": 1, "nodes": 1, "candidates": 1, "cost_budget": None}
+    values = SMALL | {
+        "search_hidden_size": 16,
+        "cells": 1,
+        "nodes": 1,
+        "candidates": 1,
+        "cost_budget": None,
+        "candidate_sizes": None,
+    }
     values |= {"teacher_epochs": 2, "search_epochs": 1, "student_epochs": 2, "seeds": [1]}
     arguments = [f"--{key}={'~' if value is None else value}" for key, value in values.items()]
     assert main(["experiment", "item-tables", f"--data_path={tiny}", "--dataset=tiny", *arguments]) == 0

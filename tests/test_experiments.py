@@ -68,7 +68,7 @@ def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again
     arguments = [
         "experiment", "search-vs-random", "--dataset=tiny", f"--data_path={tiny}", "--seeds=[1, 2]", "--random=2",
         f"--output={tmp_path / 'out'}", "--hidden_size=16", "--search_hidden_size=8", "--block_num=2", "--epochs=2",
-        "--cost_budget=0.5",
+        "--cost_budget=0.5", "--candidate_sizes=~",
         "--distilled_layers=2", "--train_batch_size=200", "--show_progress=False",
     ]  # fmt: skip
     assert main(arguments) == 0
@@ -86,7 +86,7 @@ def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again
 
 SMALL = [
     "--seeds=[1]", "--hidden_size=16", "--search_hidden_size=8", "--block_num=2", "--epochs=1", "--n_layers=2",
-    "--cost_budget=0.5",
+    "--cost_budget=0.5", "--candidate_sizes=~",
     "--inner_size=16", "--distilled_layers=2", "--train_batch_size=200", "--show_progress=False",
 ]  # fmt: skip
 

@@ -90,6 +90,7 @@ def test_a_whole_sampled_run_learns_and_reports(tiny, tmp_path):
             "data_path": str(tiny), "item_loss": "sampled", "sampled_items": 10, "teacher_epochs": 20,
             "search_epochs": 3, "student_epochs": 15, "hidden_size": 16, "block_num": 2, "distilled_layers": 2,
             "train_batch_size": 100, "latency_repeats": 2, "show_progress": False, "cost_budget": None,
+            "candidate_sizes": None,
             "candidate_epochs": 8,  # two of five batches each would choose by luck
         },
         run_dir=tmp_path / "run",
@@ -129,7 +130,7 @@ def test_mixed_precision_trains_to_nearly_the_same_losses(tiny, tmp_path):
     values = {
         "data_path": str(tiny), "teacher_epochs": 3, "search_epochs": 2, "student_epochs": 2, "hidden_size": 16,
         "block_num": 1, "distilled_layers": 2, "train_batch_size": 100, "latency_repeats": 2, "show_progress": False,
-        "cost_budget": None,
+        "cost_budget": None, "candidate_sizes": None,
         "alpha_warmup": 0, "dropout_prob": 0.0,
     }  # fmt: skip
     for amp in (False, True):

@@ -20,7 +20,7 @@ from tests.conftest import make_config
 
 FAST = {
     "teacher_epochs": 2, "search_epochs": 3, "student_epochs": 2, "teacher_hidden_size": 16, "search_hidden_size": 8,
-    "cost_budget": 0.5, "candidate_sizes": [8, 4], "candidate_epochs": 1,
+    "cost_budget": 0.5, "candidate_sizes": [8, 4], "candidate_epochs": 1, "finalist_epochs": 2,
     "block_num": 2, "distilled_layers": 3, "train_batch_size": 200, "latency_repeats": 3, "show_progress": False,
 }  # fmt: skip
 
@@ -71,11 +71,15 @@ def test_validation_chooses_among_candidates_of_all_sizes(finished):
     folder, report = finished
     tried = json.loads((folder / "candidates.json").read_text())["candidates"]
     assert {row["hidden_size"] for row in tried} == {8, 4} and len(tried) > 2
-    best = max(tried, key=lambda row: row["valid_log_likelihood"])
+    of_each = {size: [row for row in tried if row["hidden_size"] == size] for size in (8, 4)}
+    finalists = [max(rows, key=lambda row: row["valid_log_likelihood"]) for rows in of_each.values()]
+    assert [row for row in tried if "final_log_likelihood" in row] == sorted(finalists, key=tried.index)
+    best = max(finalists, key=lambda row: row["final_log_likelihood"])
     found = Architecture.load(folder / "architecture.yaml").to_dict()
     assert {key: best[key] for key in found} == found
     assert report["architecture"]["search"]["candidates"] == tried
-    assert f"{best['valid_log_likelihood']:.4f}" in (folder / "report.md").read_text()
+    for measure in ("valid_log_likelihood", "final_log_likelihood"):
+        assert f"{best[measure]:.4f}" in (folder / "report.md").read_text()
 
 
 def test_config_yaml_is_the_whole_configuration_and_gives_the_same_run(finished):

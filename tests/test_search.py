@@ -178,6 +178,7 @@ def test_nothing_is_spent_on_an_edge_that_nothing_reaches():
 
 
 def limited(ml100k, **values):
+    values = {"search_hidden_size": 64, **values}
     supernet, teacher = (
         get_model(config["model"])(config, ml100k.train._dataset)
         for config in (make_config(stage, **values) for stage in ("search", "teacher"))
@@ -295,7 +296,7 @@ def test_the_log_names_what_no_student_can_afford(tiny, monkeypatch, caplog):
     for budget, said in ((0.02, True), (0.9, False)):
         config = make_config(
             "search", "tiny", data_path=str(tiny), gamma=0.0, teacher_path="elsewhere", cost_budget=budget,
-            operations=["conv_5", "skip", "none"],
+            operations=["conv_5", "skip", "none"], hidden_size=64,
         )  # fmt: skip
         supernet = get_model(config["model"])(config, data.train._dataset)
         get_trainer(config["MODEL_TYPE"], config["model"])(config, supernet)

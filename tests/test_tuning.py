@@ -17,7 +17,8 @@ from recbole_adarec.tuning import Study, as_params, draw, read_space, stage_dige
 
 SMALL = {
     "teacher_epochs": 1, "search_epochs": 1, "student_epochs": 2, "hidden_size": 8, "block_num": 1,
-    "distilled_layers": 2, "cost_budget": None, "candidates": 1, "train_batch_size": 400, "show_progress": False,
+    "distilled_layers": 2, "cost_budget": None, "candidates": 1, "candidate_sizes": None,
+    "train_batch_size": 400, "show_progress": False,
     "threads": 1,
 }  # fmt: skip
 

@@ -375,8 +375,10 @@ def _candidates_table(report: Mapping[str, Any], fmt: str) -> str:
     rows = []
     for row in ((report.get("architecture") or {}).get("search") or {}).get("candidates") or []:
         operations = ", ".join(f"{_number(row['operations'], name)} {name}" for name in row.get("operations") or {})
-        rows.append([operations, _text(_number(row, "valid_log_likelihood"), "{:.4f}")])
-    return _table(["candidate: operations", "validation log-likelihood"], rows, fmt, left=1) if rows else ""
+        measures = [_text(_number(row, f"{stage}_log_likelihood"), "{:.4f}") for stage in ("valid", "final")]
+        rows.append([_text(_number(row, "hidden_size"), "{:.0f}"), operations, *measures])
+    headers = ["hidden size", "candidate: operations", "validation log-likelihood", "of finalists, trained longer"]
+    return _table(headers, rows, fmt, left=2) if rows else ""
 
 
 # ---------------------------------------------------------------------- history

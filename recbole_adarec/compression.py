@@ -161,13 +161,13 @@ def item_tables(study: Study) -> dict[str, Any]:
     results |= study.run([Arm("adaptive", {"item_table": "adaptive"}, given)])
     of = {name: _students(study, name) for name in results}
     wanted = sum(p["total"] for p, _ in of["adaptive"]) / len(study.seeds)
-    full, size = of["full"][0][0], stage_config(study.values, "search")["hidden_size"]
+    full, size = of["full"][0][0], results["full"].architectures[0].hidden_size
     # The table grows with C and the layers with its square.
     smaller = min(
         range(1, size), key=lambda c: abs(full["item_table"] * c / size + full["layers"] * (c / size) ** 2 - wanted)
     )
     name = f"full, {smaller} channels"
-    results |= study.run([Arm(name, {"search_hidden_size": smaller}, given)])
+    results |= study.run([Arm(name, {"search_hidden_size": smaller, "candidate_sizes": None}, given)])
     of[name] = _students(study, name)
     found = compared(results, "adaptive")
     for name, rows in of.items():

@@ -312,7 +312,9 @@ def table(found: Mapping[str, Any]) -> str:
 def _rows(part: Mapping[str, Any]) -> str:
     rows = []
     for name, arm in part["arms"].items():
-        row = {"": name, "layer params": f"{sum(arm['layers']) / len(arm['layers']):,.0f}"}
+        channels = sorted({architecture["hidden_size"] for architecture in arm["architectures"]})
+        row = {"": name, "channels": ", ".join(map(str, channels))}
+        row["layer params"] = f"{sum(arm['layers']) / len(arm['layers']):,.0f}"
         for metric, words in METRICS.items():
             row[words] = mean_text(arm["test"][metric])
             if "against_reference" in arm:

@@ -118,6 +118,25 @@ def test_a_continued_run_gives_the_numbers_of_an_unbroken_one(finished, tiny, tm
     assert [m["test"] for m in continued["models"]] == [m["test"] for m in report["models"]]
 
 
+def test_a_killed_choice_goes_on_with_the_candidate_that_was_under_way(finished, tiny, tmp_path, monkeypatch):
+    values, broken, tried = {**FAST, "data_path": str(tiny)}, tmp_path / "broken", []
+    whole = pipeline.Run._try
+
+    def killed(self, candidate, epochs):
+        tried.append((candidate, epochs))
+        if len(tried) == 4:
+            raise KeyboardInterrupt
+        return whole(self, candidate, epochs)
+
+    monkeypatch.setattr(pipeline.Run, "_try", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_adarec("tiny", config_dict=values, run_dir=broken)
+    run_adarec("tiny", config_dict=values, run_dir=broken)
+    assert tried[3] == tried[4] and len(tried) == len({*tried}) + 1, "what was finished is not tried again"
+    expected, found = (json.loads((f / "candidates.json").read_text())["candidates"] for f in (finished[0], broken))
+    assert found == expected and not (broken / ".candidates.json").exists()
+
+
 def test_another_configuration_in_the_same_folder_is_refused(finished, tiny):
     folder, _ = finished
     before = {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}

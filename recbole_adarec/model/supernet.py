@@ -252,6 +252,11 @@ class AdaRecSupernet(CellStack):
             Above 1 the draws leave more to validation than α would.
         generator : torch.Generator
             On the CPU.
+
+        Raises
+        ------
+        AdaRecError
+            If no student of these sizes is within the limit.
         """
         found: list[Architecture] = []
         for size in sizes:
@@ -266,6 +271,8 @@ class AdaRecSupernet(CellStack):
                 if len(of_size) < number and drawn not in of_size:
                     of_size.append(drawn)
             found += of_size
+        if not found:
+            raise AdaRecError(f"cost_budget: no student of the candidate_sizes {list(sizes)} costs so little")
         return found
 
     def _prices(self, size: int) -> tuple[Tensor, float]:

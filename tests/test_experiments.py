@@ -55,7 +55,7 @@ def test_seeds_of_a_user_count_as_one_user():
 
 @pytest.mark.parametrize("share", [True, False])
 def test_random_architectures_are_different_ones_within_the_limit(share):
-    config = make_config("search", share_cells=share)
+    config = make_config("search", share_cells=share, candidate_sizes=[16, 8])
     like = Architecture(16, (("conv_3",) * 6,) * 4)
     limit = architecture_cost(like, "params") // 2
     drawn = random_architectures(like, config, limit, 30)

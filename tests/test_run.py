@@ -137,6 +137,22 @@ def test_a_killed_choice_goes_on_with_the_candidate_that_was_under_way(finished,
     assert found == expected and not (broken / ".candidates.json").exists()
 
 
+def test_where_an_epoch_has_many_targets_candidates_take_fewer(tiny, tmp_path, monkeypatch):
+    tried, whole = [], pipeline.Run._trainer
+
+    def seen(self, config, data):
+        tried.extend([config["epochs"]] if config["model"] == "AdaRecStudent" else [])
+        return whole(self, config, data)
+
+    monkeypatch.setattr(pipeline.Run, "_trainer", seen)
+    values = {**FAST, "data_path": str(tiny), "candidates": 1, "candidate_epochs": 4, "finalist_epochs": 6}
+    for targets, expected in ((10**6, [4, 4, 6, 6, 2]), (1, [1, 1, 1, 1, 2])):  # the last is the student
+        monkeypatch.setattr(pipeline, "_CHOICE_TARGETS", targets)
+        run_adarec("tiny", config_dict=values, run_dir=tmp_path / str(targets))
+        assert tried == expected
+        tried.clear()
+
+
 def test_another_configuration_in_the_same_folder_is_refused(finished, tiny):
     folder, _ = finished
     before = {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}

@@ -223,6 +223,14 @@ def test_a_budget_that_nothing_meets_is_refused(ml100k):
         limited(ml100k, cost_budget=0.0001)
 
 
+def test_sizes_of_which_no_student_is_within_the_budget_are_left_out(ml100k):
+    supernet, _ = limited(ml100k, cost_budget=0.01, search_hidden_size=16)
+    found = supernet.candidates([16, 4096], 1, 1.0, torch.Generator().manual_seed(0))
+    assert [architecture.hidden_size for architecture in found] == [16]
+    with pytest.raises(AdaRecError, match=r"no student of the candidate_sizes \[4096\]"):
+        supernet.candidates([4096], 1, 1.0, torch.Generator().manual_seed(0))
+
+
 def test_a_budget_without_a_teacher_is_refused(tiny):
     config = make_config("search", "tiny", data_path=str(tiny))
     with pytest.raises(AdaRecError, match="cost_budget: .* no teacher_path"):

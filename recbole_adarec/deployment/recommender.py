@@ -75,6 +75,7 @@ class Recommender:
         scores[:, 0] = -torch.inf
         return scores
 
+    @torch.inference_mode()  # not where tensors are handed out: nobody could write into those
     def recommend(self, history: Sequence[str | int], k: int = 10) -> list[tuple[str, float]]:
         """The k items with the highest scores after a history, with their scores; items of the history included.
 

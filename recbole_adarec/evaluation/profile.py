@@ -38,7 +38,7 @@ def count_macs(model: Any, interaction: Any) -> int:
     return counted_macs(lambda: model.full_sort_predict(interaction))
 
 
-@torch.no_grad()
+@torch.inference_mode()  # as `Recommender.recommend` serves: students take a fifth less than with no_grad
 def measure_speed(
     models: Mapping[str, Any], interaction: Any, repeats: int = 200, batch: int = 256
 ) -> dict[str, dict[str, Any]]:

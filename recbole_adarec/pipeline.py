@@ -193,8 +193,9 @@ class Run:
         # No validation data: what the search finds is its last α, and the best epoch of one path says little of it.
         trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
         supernet = trainer.model
-        sizes = config["candidate_sizes"] or [config["hidden_size"]]
-        candidates = supernet.candidates(sizes, config["candidates"], config["candidate_temperature"], trainer.gumbel)
+        candidates = supernet.candidates(
+            supernet.sizes, config["candidates"], config["candidate_temperature"], trainer.gumbel
+        )
         return supernet, {
             "epochs": len(trainer.history),
             "history": trainer.history,
@@ -392,9 +393,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _best_of_each_size(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each hidden size the candidate that validation likes best after the first training."""
-    best: dict[int, dict[str, Any]] = {}
-    for row in rows:
-        size = row["hidden_size"]
-        if size not in best or row["valid_log_likelihood"] > best[size]["valid_log_likelihood"]:
-            best[size] = row
-    return list(best.values())
+    sizes = dict.fromkeys(row["hidden_size"] for row in rows)
+    of_sizes = ([row for row in rows if row["hidden_size"] == size] for size in sizes)
+    return [max(of_size, key=lambda row: row["valid_log_likelihood"]) for of_size in of_sizes]

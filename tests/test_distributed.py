@@ -17,7 +17,7 @@ from recbole_adarec.files import load_checkpoint
 SCRIPT = Path(__file__).parent.parent / "run_adarec.py"
 SETTINGS = {
     "dataset": "tiny", "hidden_size": 16, "teacher_block_num": 2, "teacher_distilled_layers": 4, "cells": 2,
-    "cost_budget": 0.5, "candidate_sizes": [16],
+    "cost_budget": 0.5, "candidate_sizes": [16], "candidates": 6, "cost_floor": 0.9,
     "teacher_epochs": 2, "search_epochs": 2, "student_epochs": 2, "alpha_warmup": 0, "dropout_prob": 0.0,
     "latency_repeats": 2, "show_progress": False, "threads": 1,
 }  # fmt: skip
@@ -45,7 +45,7 @@ def assert_same_training(one: Path, two: Path) -> None:
             for name, value in record.items():
                 if value is not None:
                     torch.testing.assert_close(
-                        torch.tensor(other[name]), torch.tensor(value), rtol=2e-3, atol=2e-3, msg=f"{stage} {name}"
+                        torch.tensor(other[name]), torch.tensor(value), rtol=2e-3, atol=1e-3, msg=f"{stage} {name}"
                     )
     assert (one / "architecture.yaml").read_text() == (two / "architecture.yaml").read_text()
     reports = [json.loads((folder / "report.json").read_text()) for folder in (one, two)]

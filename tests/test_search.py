@@ -227,8 +227,8 @@ def test_sizes_of_which_no_student_is_within_the_budget_are_left_out(ml100k):
     supernet, _ = limited(ml100k, cost_budget=0.01, search_hidden_size=16)
     found = supernet.candidates([16, 4096], 1, 1.0, torch.Generator().manual_seed(0))
     assert [architecture.hidden_size for architecture in found] == [16]
-    with pytest.raises(AdaRecError, match=r"no student of the candidate_sizes \[4096\]"):
-        supernet.candidates([4096], 1, 1.0, torch.Generator().manual_seed(0))
+    with pytest.raises(AdaRecError, match=r"no student of the candidate_sizes \[4096\] costs at most 0.01 of"):
+        limited(ml100k, cost_budget=0.01, search_hidden_size=16, candidate_sizes=[4096])
 
 
 def test_a_budget_without_a_teacher_is_refused(tiny):

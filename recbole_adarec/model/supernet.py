@@ -40,8 +40,8 @@ class AdaRecSupernet(CellStack):
     Parameters
     ----------
     config : recbole.config.Config
-        ``hidden_size``, ``cells``, ``nodes``, ``operations``, ``share_cells``, ``cost``, ``cost_floor``,
-        ``alpha_init_std``.
+        ``hidden_size``, ``candidate_sizes``, ``cells``, ``nodes``, ``operations``, ``share_cells``, ``cost``,
+        ``cost_floor``, ``alpha_init_std``.
     dataset : recbole.data.dataset.Dataset
         Gives the number of items.
 
@@ -76,6 +76,7 @@ class AdaRecSupernet(CellStack):
         self.most_expensive = edge_count * cells * max(of_operations) + of_cells or 1.0
         self.register_buffer("operation_costs", torch.tensor(of_operations, dtype=torch.float32) / self.most_expensive)
         self.cell_costs = of_cells / self.most_expensive
+        self.sizes: list[int] = config["candidate_sizes"] or [size]
         self.cost_limit: float | None = None
         self.cost_floor: float = config["cost_floor"]
         self.register_buffer("affordable", torch.ones(len(operations), dtype=torch.bool))
@@ -173,7 +174,7 @@ class AdaRecSupernet(CellStack):
         Raises
         ------
         AdaRecError
-            If every architecture costs more.
+            If every architecture costs more, or every one of the candidate sizes.
         """
         self.cost_limit = None
         self.affordable.fill_(True)
@@ -188,6 +189,11 @@ class AdaRecSupernet(CellStack):
                 f"cost_budget: no student costs at most {budget} of the teacher's layers ({self.cost_kind}); the "
                 f"cheapest with hidden_size {self.hidden_size} and {len(self.cells)} cells of {self.nodes} nodes costs "
                 f"{cheapest * self.most_expensive / of_teacher:.4f}"
+            )
+        if all(self._cheapest(size) > self.cost_limit for size in self.sizes):
+            raise AdaRecError(
+                f"cost_budget: no student of the candidate_sizes {self.sizes} costs at most {budget} of the teacher's "
+                f"layers ({self.cost_kind})"
             )
         extra = repeats * (self.operation_costs - self.operation_costs.min())
         self.affordable.copy_(cheapest + extra <= self.cost_limit * (1 + 1e-6))
@@ -252,17 +258,10 @@ class AdaRecSupernet(CellStack):
             Above 1 the draws leave more to validation than α would.
         generator : torch.Generator
             On the CPU.
-
-        Raises
-        ------
-        AdaRecError
-            If no student of these sizes is within the limit.
         """
         found: list[Architecture] = []
         for size in sizes:
-            prices, of_cells = self._prices(size)
-            cheapest = of_cells + float(prices.min()) * len(self.cells) * len(edges(self.nodes))
-            if self.cost_limit is not None and cheapest > self.cost_limit:
+            if self.cost_limit is not None and self._cheapest(size) > self.cost_limit:
                 continue
             of_size = [self._architecture(self.derived_choice(size), size)]
             for _ in range(20 * (number - 1)):
@@ -271,9 +270,12 @@ class AdaRecSupernet(CellStack):
                 if len(of_size) < number and drawn not in of_size:
                     of_size.append(drawn)
             found += of_size
-        if not found:
-            raise AdaRecError(f"cost_budget: no student of the candidate_sizes {list(sizes)} costs so little")
         return found
+
+    def _cheapest(self, size: int) -> float:
+        """Cost of the cheapest student of a hidden size, in the unit of `cost`."""
+        prices, of_cells = self._prices(size)
+        return of_cells + float(prices.min()) * len(self.cells) * len(edges(self.nodes))
 
     def _prices(self, size: int) -> tuple[Tensor, float]:
         """Costs of the operations ``[O]`` and of all cells without them at a hidden size, in the unit of `cost`."""

@@ -12,6 +12,7 @@ from recbole_adarec.data.dataset import WINDOW_FIELD, WindowDataset
 from recbole_adarec.distillation.block_losses import TeacherBlocks, block_scores
 from recbole_adarec.distillation.item_losses import TeacherSoftmax
 from recbole_adarec.distillation.transport import LayerDistance
+from recbole_adarec.model.base import rows_where
 from recbole_adarec.model.item_table import AdaptiveItemTable, ItemTable, with_one
 from recbole_adarec.model.teacher import AdaRecTeacher
 
@@ -21,8 +22,10 @@ class Lesson(NamedTuple):
 
     Attributes
     ----------
-    positions : Tensor
-        Those positions, a bool mask ``[B, L]``.
+    rows : Tensor
+        Those positions, as `rows_where` gives them, int64 ``[N]``.
+    everywhere : bool
+        Whether they are all that are not padding.
     embedding : Tensor
         ``[N, C]``; in a stock model of RecBole embedding, layers and output may each have another C.
     layers : Tensor
@@ -35,7 +38,8 @@ class Lesson(NamedTuple):
         What that scoring gives, where it is kept.
     """
 
-    positions: Tensor
+    rows: Tensor
+    everywhere: bool
     embedding: Tensor
     layers: Tensor
     terms: Tensor
@@ -55,7 +59,9 @@ class LiveTeacher:
         encoding, positions = self.teacher.taught_in(interaction)
         none = encoding.output.new_empty(0, len(encoding.output), self.teacher.hidden_size)
         layers, terms = self.distance.prepare((torch.stack(encoding.layers) if encoding.layers else none).float())
-        return Lesson(positions, encoding.embedding.float(), layers, terms, encoding.output.float())
+        rows = rows_where(positions)
+        everywhere = len(rows) == int((interaction[self.teacher.ITEM_SEQ] != 0).sum())
+        return Lesson(rows, everywhere, encoding.embedding.float(), layers, terms, encoding.output.float())
 
 
 class CachedTeacher:
@@ -83,7 +89,7 @@ class CachedTeacher:
         batch_size: int = 64,
         student_table: ItemTable | None = None,
     ) -> None:
-        self.item_seq = live.teacher.ITEM_SEQ
+        self.item_seq, self.length = live.teacher.ITEM_SEQ, dataset.windows.length
         self.device = next(live.teacher.parameters()).device
         teacher, most = live.teacher, int(dataset.windows.length.sum())
         # Filled in place: to join parts at the end would take the memory twice.
@@ -100,11 +106,12 @@ class CachedTeacher:
             self.block_scores = torch.empty(most, len(student_table.blocks) - 1, device=self.device)
         rows, columns, done = [], [], 0
         for window in torch.arange(len(dataset)).split(batch_size):
-            lesson = live.lesson(dataset[window].to(self.device))
-            row, column = lesson.positions.nonzero(as_tuple=True)
-            rows.append(window[row.cpu()])
-            columns.append(column.cpu())
-            here = slice(done, done + len(row))
+            interaction = dataset[window].to(self.device)
+            lesson = live.lesson(interaction)
+            places, width = lesson.rows.cpu(), interaction[self.item_seq].shape[1]
+            rows.append(window[places // width])
+            columns.append(places % width)
+            here = slice(done, done + len(places))
             self.store[here] = torch.cat([lesson.embedding, *lesson.layers, lesson.output], -1)
             self.terms[here] = lesson.terms.T
             if self.softmax is not None and temperature is not None:
@@ -113,21 +120,22 @@ class CachedTeacher:
                 self.negative_entropy[here] = (p * log_p).sum(-1)
             if self.block_scores is not None and isinstance(student_table, AdaptiveItemTable):
                 self.block_scores[here] = block_scores(lesson.output, table, student_table).scores
-            done += len(row)
+            done += len(places)
         self.column = torch.cat(columns)
         self.count = torch.bincount(torch.cat(rows), minlength=len(dataset))
         self.first = self.count.cumsum(0) - self.count
 
     def lesson(self, interaction: Any) -> Lesson:
         """The lesson of a batch of windows."""
-        windows, item_seq = interaction[WINDOW_FIELD].cpu(), interaction[self.item_seq]
+        # Which rows those are is known without the device: to ask it is to wait for all that was queued.
+        windows, width = interaction[WINDOW_FIELD].cpu(), interaction[self.item_seq].shape[1]
         count = self.count[windows]
         row = torch.arange(len(windows)).repeat_interleave(count)
         within = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
         index = self.first[windows][row] + within
-        positions = torch.zeros(item_seq.shape, dtype=torch.bool)
-        positions[row, self.column[index]] = True
-        index = index.to(self.device)
+        rows = (row * width + self.column[index]).to(self.device, non_blocking=True)
+        everywhere = torch.equal(count, self.length[windows])
+        index = index.to(self.device, non_blocking=True)
         # index_select takes a tenth of the time of indexing, for half precision on a CPU.
         embedding, layers, output = self.store.index_select(0, index).float().split(self.widths, -1)
         terms = self.terms.index_select(0, index).T
@@ -137,7 +145,7 @@ class CachedTeacher:
             softmax = TeacherBlocks(self.block_scores[index])
         elif self.softmax is not None:
             softmax = TeacherSoftmax(self.softmax, index, self.negative_entropy[index])
-        return Lesson(positions.to(self.device), embedding, layers, terms, output, softmax)
+        return Lesson(rows, everywhere, embedding, layers, terms, output, softmax)
 
 
 def _widths(teacher: AdaRecTeacher) -> list[int]:

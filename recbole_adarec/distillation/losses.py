@@ -121,23 +121,23 @@ class Distiller(nn.Module):
         share : float
             Part of the batch that this process has: the layers of all processes are matched by one flow.
         """
-        real = targets != 0
-        taught = encoding.at(lesson.positions)
+        taught, labels = encoding.of(lesson.rows), targets.flatten()[lesson.rows]
         parts: dict[str, Tensor] = {}
         ce_weight = (1 - self.gamma) * self.use_ce
         teacher: dict[str, Any] = {}
         if self.use_output:
             teacher = {"teacher_states": lesson.output, "teacher_table": self.teacher_table}
             teacher["teacher_softmax"] = lesson.softmax
-        if torch.equal(real, lesson.positions):
+        if lesson.everywhere:
             total, parts["ce"], parts["output"] = item_loss(
-                taught.output, table, targets[real], ce_weight=ce_weight, kl_weight=self.gamma,
+                taught.output, table, labels, ce_weight=ce_weight, kl_weight=self.gamma,
                 temperature=self.temperature, **teacher,
             )  # fmt: skip
-        else:  # the teacher may teach at some positions only
+        else:
+            real = targets != 0
             total, parts["ce"], _ = item_loss(encoding.output[real], table, targets[real], ce_weight=ce_weight)
             part, _, parts["output"] = item_loss(
-                taught.output, table, targets[lesson.positions], ce_weight=0.0, kl_weight=self.gamma,
+                taught.output, table, labels, ce_weight=0.0, kl_weight=self.gamma,
                 temperature=self.temperature, **teacher,
             )  # fmt: skip
             total = total + part

@@ -35,14 +35,25 @@ class Encoding(NamedTuple):
 
     def at(self, positions: Tensor) -> Encoding:
         """The same encoding at chosen positions, a bool mask ``[B, L]``: every tensor becomes ``[N, C]``."""
+        return self.of(rows_where(positions))
+
+    def of(self, rows: Tensor) -> Encoding:
+        """The same encoding at positions that `rows_where` gave."""
         return Encoding(
-            at(self.embedding, positions), tuple(at(h, positions) for h in self.layers), at(self.output, positions)
+            of(self.embedding, rows), tuple(of(hidden, rows) for hidden in self.layers), of(self.output, rows)
         )
 
 
-def at(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Rows of ``[B, L, C]`` where a mask ``[B, L]`` holds, ``[N, C]``; faster than indexing by the mask."""
-    rows = positions.flatten().nonzero().squeeze(1)
+def rows_where(positions: Tensor) -> Tensor:
+    """Where a bool mask ``[B, L]`` holds, as indices of the B L positions in a row, int64 ``[N]``.
+
+    On a GPU this waits for all that was queued, so it is asked for once, and not for each of many tensors.
+    """
+    return positions.flatten().nonzero().squeeze(1)
+
+
+def of(hidden: Tensor, rows: Tensor) -> Tensor:
+    """Positions of ``[B, L, C]`` that `rows_where` gave, ``[N, C]``; faster than indexing by the mask."""
     flat = hidden.flatten(0, 1)
     return flat if len(rows) == len(flat) else flat.index_select(0, rows)
 
@@ -72,8 +83,8 @@ class SequenceRecommender(SequentialRecommender):
 
     def training_states(self, item_seq: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """States ``[N, C]`` and the items ``[N]`` that they are trained to predict, at every real position."""
-        real = targets != 0
-        return at(self.encode(item_seq).output, real), targets[real]
+        rows = rows_where(targets != 0)
+        return of(self.encode(item_seq).output, rows), targets.flatten()[rows]
 
     def taught(self, item_seq: Tensor) -> tuple[Encoding, Tensor]:
         """Encoding ``[N, C]`` at the positions where this model may teach, and those positions as a mask ``[B, L]``."""

@@ -9,6 +9,7 @@ from logging import getLogger
 from typing import Any, NamedTuple
 
 import torch
+from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector
 from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score
@@ -16,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_adarec import distributed
-from recbole_adarec.data.dataset import item_counts
+from recbole_adarec.data.dataset import WINDOW_FIELD, item_counts
 from recbole_adarec.data.windows import length_batches
 from recbole_adarec.distillation.block_losses import item_loss_of
 from recbole_adarec.files import load_checkpoint
@@ -141,7 +142,7 @@ class StageTrainer(Trainer):
             targets, here = int(length[index].sum()), int(length[mine].sum())
             # With fewer windows than processes one takes part all the same, and counts for nothing.
             interaction = train_data.collate_fn(mine if here else index[:1])
-            yield Batch(interaction.to(self.device), targets, here / targets)
+            yield Batch(on_device(interaction, self.device), targets, here / targets)
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
@@ -291,6 +292,15 @@ class StageTrainer(Trainer):
             if self.bar is not None:
                 self.bar.close()
                 self.bar = None
+
+
+def on_device(interaction: Interaction, device: torch.device) -> Interaction:
+    """A batch on the device, without waiting for what is queued there; which windows it holds is asked for here."""
+    moved = {
+        name: value if name == WINDOW_FIELD else value.to(device, non_blocking=True)
+        for name, value in interaction.interaction.items()
+    }
+    return Interaction(moved)
 
 
 class GatheringCollector(Collector):

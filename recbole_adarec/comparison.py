@@ -26,9 +26,15 @@ from recbole_adarec.run_folder import RunFolder
 
 FORMAT = "recbole-adarec-comparison/1"
 STAGE_OF = {"AdaRecTeacher": "teacher", "AdaRecStudent": "student"}  # what a run makes; all others are trained alone
-MEASURES = {"ndcg": "NDCG@{k}", "recall": "Recall@{k}", "mrr": "MRR@{k}", "log_likelihood": "log-likelihood"}
+MEASURES = {
+    "ndcg": "NDCG@{k}", "ndcg_new": "NDCG@{k}, new", "recall": "Recall@{k}", "mrr": "MRR@{k}",
+    "log_likelihood": "log-likelihood",
+}  # fmt: skip
+_OURS = ("ndcg_new", "log_likelihood")  # measures that RecBole does not have
 NOTES = (
-    "Test data, the same users for all. NDCG, Recall, MRR: RecBole's, all items ranked. Log-likelihood: of the "
+    "Test data, the same users for all. NDCG, Recall, MRR: RecBole's, all items ranked, those of the user's history "
+    "among them; new: without those. Models of this package rank them low where people do not take items again, "
+    "RecBole's have nothing for that: the new ones say who knows more of the rest. Log-likelihood: of the "
     "held-out item under the softmax of the scores, mean over users; it says little of models that are not trained by "
     "cross entropy.",
     "Item table, layers: trainable parameters. MACs: multiply-accumulates of scoring all items for one full history. "
@@ -129,8 +135,8 @@ class Comparison:
                     "macs_per_sequence": count_macs(entry.model, longest),
                     **speed[name],
                     **{
-                        part: entry.results[part] | {"log_likelihood": float(scores[name][part].log_likelihood.mean())}
-                        for part in ("valid", "test")
+                        part: entry.results[part] | {m: float(getattr(of, m).mean()) for m in _OURS}
+                        for part, of in scores[name].items()
                     },
                 }
                 for name, entry in entries.items()
@@ -299,7 +305,7 @@ def _words(measure: str, found: Mapping[str, Any]) -> str:
 
 
 def _key(measure: str, found: Mapping[str, Any]) -> str:
-    return measure if measure == "log_likelihood" else f"{measure}@{found['k']}"
+    return measure if measure in _OURS else f"{measure}@{found['k']}"
 
 
 def _figure(value: float | None, style: str) -> str:

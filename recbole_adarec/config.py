@@ -51,6 +51,7 @@ _OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
     "candidate_sizes": (list,),
     "item_table_rate": (int, float),
     "served_prior": (int, float),
+    "repeat_bias": (int, float),
     "item_blocks": (int, list),
     "item_widths": (list,),
     "teacher_path": (str,),

@@ -31,6 +31,7 @@ from recbole_adarec.plugins import load_plugins
 from recbole_adarec.run_folder import RECBOLE_LOGS, RunFolder, default_folder
 from recbole_adarec.stock import check_recorded, check_sequential, is_checkpoint
 from recbole_adarec.trainer.fitting import fit_and_evaluate
+from recbole_adarec.trainer.repeats import fit_repeat_bias, share_of_repeats
 from recbole_adarec.trainer.search import bilevel_split
 from recbole_adarec.trainer.teacher import evaluate_stock
 
@@ -271,6 +272,7 @@ class Run:
         init_seed(config["seed"], config["reproducibility"])
         trainer = self._trainer(config, data := self.data.for_stage(config))
         trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
+        trainer.fit_repeat_bias(self.data.valid)
         scores = user_scores(trainer.model.eval(), self.data.valid)  # all rows, in every process
         return distributed.from_first(float(scores.log_likelihood.mean()))
 
@@ -291,12 +293,17 @@ class Run:
             weights, epochs = trained["state_dict"], trained["epochs"]
         model.load(weights, source)
         model.eval().check(next(iter(data.valid))[0][:32].to(config["device"]))
-        results = evaluate_stock(config, model, data)
+        model.repeat_bias.zero_()  # as RecBole ranks
+        as_recbole = results = evaluate_stock(config, model, data)
         if is_checkpoint(source):
             getLogger().info(check_recorded(checkpoint, results["valid"]))
         getLogger().info(model.lessons())
+        if config["repeat_bias"] is None:  # its student has one
+            fit_repeat_bias(model, data.valid, share_of_repeats(data.valid))
+            results = evaluate_stock(config, model, data)
         return model, {
             **results,
+            "as_recbole": as_recbole,
             "epochs": epochs,
             "history": [],
             "n_users": data.dataset.user_num,
@@ -350,7 +357,7 @@ class Run:
                 "operations": self.architecture.count(),
                 "search": searched,
             },
-            "teaching": models["teacher"].lessons() if self._stock else None,
+            "teaching": _teaching(models["teacher"], contents["teacher"]) if self._stock else None,
             "distillation": student["history"][-1].get("flow")
             and {
                 key: student["history"][-1][key] for key in ("student_layer_weights", "teacher_layer_weights", "flow")
@@ -389,6 +396,17 @@ def _read(path: Path) -> dict[str, Any]:
     """A JSON file's content; empty, if there is none."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
+
+
+def _teaching(teacher: Any, content: dict[str, Any]) -> str:
+    """What a stock model teaches, and its results as RecBole has them."""
+    bias, metric = float(teacher.repeat_bias), "ndcg@10"
+    if bias == 0 or metric not in content["as_recbole"]["test"]:
+        return str(teacher.lessons())
+    return (
+        f"{teacher.lessons()} Items of the history have {bias:+.1f} added to their scores here, as the student's have; "
+        f"as RecBole ranks them its test NDCG@10 is {content['as_recbole']['test'][metric]:.4f}."
+    )
 
 
 def _best_of_each_size(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -77,7 +77,8 @@ class Recommender:
 
     @torch.inference_mode()  # not where tensors are handed out: nobody could write into those
     def recommend(self, history: Sequence[str | int], k: int = 10) -> list[tuple[str, float]]:
-        """The k items with the highest scores after a history, with their scores; items of the history included.
+        """The k items with the highest scores after a history, with their scores; items of the history are among
+        them where people take items again (`repeat_bias`).
 
         Exact; with an adaptive item table blocks that cannot hold one of them are not scored.
         """
@@ -89,12 +90,11 @@ class Recommender:
         """What `recommend` gives as ids and scores ``[1, k]``, with the share of the catalog that was scored for it."""
         if not 1 <= k < len(self.item_tokens):
             raise AdaRecError(f"k is {k}, expected 1 to {len(self.item_tokens) - 1}")
-        table = self.model.item_table
-        if not isinstance(table, ItemTable):  # a model of RecBole's, which scores all items
+        if not isinstance(self.model.item_table, ItemTable):  # a model of RecBole's, which scores all items
             best = self.scores([history]).topk(k)
             return TopK(best.indices, best.values, 1.0)
         row = self._ids(history).to(next(self.model.parameters()).device)
-        return table.top_k(self.model(row, torch.tensor([row.shape[1]], device=row.device)), k)
+        return self.model.top_k(row, torch.tensor([row.shape[1]], device=row.device), k)
 
 
 def load_student(run_dir: str | Path, device: torch.device | str = "cpu") -> Recommender:

@@ -27,6 +27,9 @@ class UserScores(NamedTuple):
         measure than NDCG@k, which most users leave at 0.
     recall, mrr : Tensor
         Recall@k (of one item: Hit@k) and MRR@k, ``[U]``.
+    ndcg_new : Tensor
+        NDCG@k where the other items of the user's own history are left out of the ranking, ``[U]``. RecBole ranks
+        them too, and a model that has no way to tell them apart loses by that, whatever it knows of the new ones.
     """
 
     user: Tensor
@@ -34,6 +37,7 @@ class UserScores(NamedTuple):
     log_likelihood: Tensor
     recall: Tensor
     mrr: Tensor
+    ndcg_new: Tensor
 
 
 @torch.no_grad()
@@ -52,20 +56,24 @@ def user_scores(model: Any, loader: Any, k: int = 10) -> UserScores:
     device = next(model.parameters()).device
     # What a model knows of popularity and does not rank by counts in its likelihood.
     withheld = model.item_table.withheld if isinstance(getattr(model, "item_table", None), ItemTable) else 0.0
-    users, ranks, likelihoods = [], [], []
+    list_field = getattr(loader._dataset, f"{loader._dataset.iid_field}_list_field")
+    users, ranks, new_ranks, likelihoods = [], [], [], []
     for interaction, _, _, item in loader:
         scores = model.full_sort_predict(interaction.to(device)).float()
         scores[:, 0] = -math.inf  # the padding item is none
         of_item = scores.gather(1, item.to(device)[:, None])
-        ranks.append((scores > of_item).sum(1).cpu())
+        above = scores > of_item
+        ranks.append(above.sum(1).cpu())
+        new_ranks.append(above.scatter(1, interaction[list_field].to(device), False).sum(1).cpu())
         logits = scores + withheld
         likelihoods.append((logits.gather(1, item.to(device)[:, None])[:, 0] - logits.logsumexp(1)).cpu())
         users.append(interaction[loader.dataset.uid_field].cpu())
     user, row = torch.cat(users).unique(return_inverse=True)
     count = torch.bincount(row)
-    rank = torch.cat(ranks)
+    rank, new_rank = torch.cat(ranks), torch.cat(new_ranks)
     inside = (rank < k).double()
-    values = (inside / torch.log2(rank + 2.0), torch.cat(likelihoods), inside, inside / (rank + 1))
+    ndcg, ndcg_new = ((of < k).double() / torch.log2(of + 2.0) for of in (rank, new_rank))
+    values = (ndcg, torch.cat(likelihoods), inside, inside / (rank + 1), ndcg_new)
     return UserScores(user, *(torch.bincount(row, weights=of_row) / count for of_row in values))
 
 

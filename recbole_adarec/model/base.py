@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_adarec.data.dataset import TARGETS_PREFIX
-from recbole_adarec.model.item_table import ItemTable
+from recbole_adarec.model.item_table import ItemTable, TopK
 
 _ROWS = 64  # sequences encoded together when many are ranked
 
@@ -63,15 +63,23 @@ class SequenceRecommender(SequentialRecommender):
 
     The methods below hold for causal encoders: every position is trained, read and taught at. An encoder that sees
     the future overrides `last_state`, `training_states` and `taught`.
+
+    Attributes
+    ----------
+    repeat_bias : Tensor
+        What is added to the score of every item that is in the sequence itself, see `recbole_adarec.trainer.repeats`.
+        The losses know nothing of it.
     """
 
     input_type = InputType.POINTWISE  # one row, one positive; targets of a window come in one field
 
     item_table: ItemTable
+    repeat_bias: Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.TARGETS = TARGETS_PREFIX + self.ITEM_SEQ
+        self.register_buffer("repeat_bias", torch.tensor(float(config["repeat_bias"] or 0.0)))
 
     def encode(self, item_seq: Tensor) -> Encoding:
         """Encode right-padded item ids, int64 ``[B, L]``."""
@@ -111,7 +119,30 @@ class SequenceRecommender(SequentialRecommender):
 
     def scores(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
         """Scores of all items after each sequence, ``[B, I]``."""
-        return self.item_table.scores(self(item_seq, lengths))
+        return self.with_repeat_bias(self.item_table.scores(self(item_seq, lengths)), item_seq)
+
+    def with_repeat_bias(self, scores: Tensor, item_seq: Tensor) -> Tensor:
+        """Scores ``[B, I]`` with `repeat_bias` for the items of ids ``[B, L]``, once for each."""
+        return scores.scatter(1, item_seq, scores.gather(1, item_seq) + self.repeat_bias)
+
+    def top_k(self, item_seq: Tensor, lengths: Tensor, k: int) -> TopK:
+        """The k items with the highest `scores` after each sequence, exactly, ``[B, k]``.
+
+        At most L items change their places by `repeat_bias`, so the best are among the k + L best without it and the
+        sequence's own.
+        """
+        states, bias = self(item_seq, lengths), float(self.repeat_bias)
+        if bias == 0:
+            return self.item_table.top_k(states, k)
+        top = self.item_table.top_k(states, min(k + item_seq.shape[1], self.n_items - 1))
+        items, scores = top.items, top.scores + bias * (top.items[:, :, None] == item_seq[:, None]).any(2)
+        if bias > 0:  # lower ones may rise
+            own = item_seq.sort(1).values
+            known = F.pad(own[:, 1:] == own[:, :-1], (1, 0)) | (own[:, :, None] == items[:, None]).any(2) | (own == 0)
+            of_own = (self.item_table.scores_of(states, own) + bias).masked_fill(known, -torch.inf)
+            items, scores = torch.cat([items, own], 1), torch.cat([scores, of_own], 1)
+        best = scores.topk(k)
+        return TopK(items.gather(1, best.indices), best.values, top.scored)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Cross entropy of the next item, mean over every real position of the windows."""
@@ -125,7 +156,9 @@ class SequenceRecommender(SequentialRecommender):
     def predict(self, interaction: Any) -> Tensor:
         """Scores of the given items, ``[B]``."""
         states = self(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        return self.item_table.scores_of(states, interaction[self.ITEM_ID][:, None]).squeeze(1)
+        item = interaction[self.ITEM_ID][:, None]
+        repeated = (interaction[self.ITEM_SEQ] == item).any(1)
+        return self.item_table.scores_of(states, item).squeeze(1) + self.repeat_bias * repeated
 
 
 def with_past(x: Tensor, positions: int) -> Tensor:

@@ -314,7 +314,12 @@ class StockTeacher(AdaRecTeacher):
         return self.full_sort_predict(rows)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        return self.stock.full_sort_predict(interaction).view(-1, self.n_items)
+        return self.with_repeat_bias(self.as_recbole_scores(interaction), interaction[self.ITEM_SEQ])
+
+    def as_recbole_scores(self, interaction: Any) -> Tensor:
+        """The model's own scores of all items, ``[B, I]``."""
+        scores: Tensor = self.stock.full_sort_predict(interaction)
+        return scores.view(-1, self.n_items)
 
     def predict(self, interaction: Any) -> Tensor:
         return self.stock.predict(interaction)
@@ -367,7 +372,7 @@ class StockTeacher(AdaRecTeacher):
             length = (rows.length * part).long().clamp_min(1)
             kept = torch.arange(rows.item_seq.shape[1], device=length.device) < length[:, None]
             prefix = {self.ITEM_SEQ: rows.item_seq * kept, self.ITEM_SEQ_LEN: length, self.USER_ID: rows.user}
-            expected = self.full_sort_predict(prefix)
+            expected = self.as_recbole_scores(prefix)
             if self.everywhere:  # of the whole sequence, at that position
                 output = self.stock.gather_indexes(self.read(rows).output, length - 1)
             else:

@@ -22,6 +22,7 @@ from recbole_adarec.data.windows import length_batches
 from recbole_adarec.distillation.block_losses import item_loss_of
 from recbole_adarec.files import load_checkpoint
 from recbole_adarec.trainer.optimizer import JointOptimizer, clip_gradients
+from recbole_adarec.trainer.repeats import fit_repeat_bias, share_of_repeats
 
 _SERVED_PARTS = (0.75, 0.5)  # besides 1
 _NAN_CHECK = 50  # batches between two looks at the loss: on a GPU each one waits for all that was queued
@@ -72,6 +73,7 @@ class StageTrainer(Trainer):
         super().__init__(config, model)
         self.history: list[dict[str, Any]] = []
         self._saved = True
+        self._share_of_repeats: float | None = None
         self.bar: Any = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=bool(self.enable_scaler))
         self.eval_collector = GatheringCollector(config)
@@ -231,7 +233,16 @@ class StageTrainer(Trainer):
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor * group.get("lr_scale", 1.0)
 
+    def fit_repeat_bias(self, valid_data: Any) -> None:
+        """Without a ``repeat_bias``, let validation say how much less the items of a history are worth."""
+        if self.config["repeat_bias"] is not None:
+            return
+        if self._share_of_repeats is None:
+            self._share_of_repeats = share_of_repeats(valid_data)
+        fit_repeat_bias(self.model.eval(), valid_data, self._share_of_repeats)
+
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
+        self.fit_repeat_bias(valid_data)
         score, result = super()._valid_epoch(valid_data, show_progress=False)
         self.history[-1]["valid_score"] = float(score)
         rows = int(distributed.total(torch.tensor(len(valid_data._dataset), device=self.device)))

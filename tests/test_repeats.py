@@ -1,0 +1,85 @@
+"""Items of the history: what they lose or gain, found by validation, in scores, candidates and the k best alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from recbole.utils import get_model, get_trainer
+
+from recbole_adarec.evaluation.users import user_scores
+from recbole_adarec.trainer.repeats import fit_repeat_bias, mass_of_histories, share_of_repeats
+from tests.conftest import make_config
+from tests.test_cprec import shaken
+
+
+def student_of(ml100k, **values):
+    return shaken(get_model("AdaRecStudent")(make_config("student", **values), ml100k.train._dataset)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("item_table", ["full", "adaptive"])
+@pytest.mark.parametrize("bias", [-8.0, -0.5, 0.0, 1.5, 20.0])
+def test_the_k_best_are_those_of_all_scores(ml100k, item_table, bias):
+    model = student_of(ml100k, item_table=item_table)
+    model.repeat_bias.fill_(bias)
+    torch.manual_seed(0)
+    for length in (1, 7, 50):
+        item_seq = torch.randint(1, model.n_items, (3, length))
+        item_seq[:, -1] = item_seq[:, 0]  # one that was taken twice counts once
+        lengths = torch.full((3,), length)
+        scores = model.scores(item_seq, lengths)
+        scores[:, 0] = -torch.inf
+        for k in (1, 10, model.n_items - 1):
+            found, expected = model.top_k(item_seq, lengths, k), scores.topk(k)
+            torch.testing.assert_close(found.scores, expected.values)
+            torch.testing.assert_close(scores.gather(1, found.items), expected.values)
+            assert all(len(set(row)) == k for row in found.items.tolist())
+
+
+@torch.no_grad()
+def test_every_item_of_a_history_has_the_bias_once_and_no_other_has_it(ml100k):
+    model = student_of(ml100k)
+    rows = ml100k.test._dataset[torch.arange(20)]
+    plain = model.full_sort_predict(rows)
+    model.repeat_bias.fill_(-3.0)
+    difference = model.full_sort_predict(rows) - plain
+    own = torch.zeros_like(plain, dtype=torch.bool).scatter(1, rows["item_id_list"], True)
+    torch.testing.assert_close(difference[:, 1:], torch.where(own, -3.0, 0.0)[:, 1:], rtol=0, atol=1e-4)
+    rows.interaction["item_id"] = rows["item_id_list"][:, 0]
+    candidate = model.predict(rows)
+    torch.testing.assert_close(candidate, model.full_sort_predict(rows).gather(1, rows["item_id"][:, None])[:, 0])
+
+
+@pytest.mark.parametrize("share", [0.0005, 0.3, 0.9])
+def test_a_fitted_model_repeats_about_as_often_as_the_data(ml100k, share):
+    model = student_of(ml100k)
+    fit_repeat_bias(model, ml100k.valid, share)
+    assert mass_of_histories(model, ml100k.valid) == pytest.approx(share, rel=0.25)
+    again = float(model.repeat_bias)
+    fit_repeat_bias(model, ml100k.valid, share)
+    assert float(model.repeat_bias) == pytest.approx(again)
+
+
+def test_where_nobody_repeats_it_raises_rank_and_likelihood(ml100k):
+    """MovieLens: no film is rated twice."""
+    share = share_of_repeats(ml100k.valid)
+    assert share == pytest.approx(0.5 / (len(ml100k.valid._dataset) + 1))
+    config = make_config("student", epochs=1)
+    model = get_model("AdaRecStudent")(config, ml100k.train._dataset)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.fit(ml100k.train, saved=False, verbose=False, show_progress=False)
+    before = user_scores(model.eval(), ml100k.test)
+    trainer.fit_repeat_bias(ml100k.valid)
+    after = user_scores(model, ml100k.test)
+    assert float(model.repeat_bias) < -1
+    assert after.ndcg.mean() > before.ndcg.mean() and after.log_likelihood.mean() > before.log_likelihood.mean()
+    # Among new items it changes nothing, and there it says what it always knew.
+    torch.testing.assert_close(after.ndcg_new, before.ndcg_new)
+    assert (before.ndcg_new >= before.ndcg).all()
+
+
+def test_a_given_bias_is_kept(ml100k):
+    config = make_config("student", repeat_bias=-1.0)
+    model = get_model("AdaRecStudent")(config, ml100k.train._dataset)
+    get_trainer(config["MODEL_TYPE"], config["model"])(config, model).fit_repeat_bias(ml100k.valid)
+    assert float(model.repeat_bias) == float(model.state_dict()["repeat_bias"]) == -1.0

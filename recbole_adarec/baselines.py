@@ -98,9 +98,10 @@ class EveryPositionTrainer(AdaRecTeacherTrainer):
 
 
 def every_position_values() -> dict[str, Any]:
-    """Keys of our training that RecBole's models do not have."""
+    """Keys of our training that RecBole's models do not have; items of the history are ranked as RecBole ranks them."""
     ours = model_defaults("AdaRecTeacher")
-    return {key: ours[key] for key in ours if key.startswith(("item_", "sampled_"))} | {"item_table_rate": 1.0}
+    kept = {key: ours[key] for key in ours if key.startswith(("item_", "sampled_"))}
+    return kept | {"item_table_rate": 1.0, "repeat_bias": 0.0}
 
 
 def baseline_config(

@@ -122,8 +122,8 @@ class SequenceRecommender(SequentialRecommender):
         return self.with_repeat_bias(self.item_table.scores(self(item_seq, lengths)), item_seq)
 
     def with_repeat_bias(self, scores: Tensor, item_seq: Tensor) -> Tensor:
-        """Scores ``[B, I]`` with `repeat_bias` for the items of ids ``[B, L]``, once for each."""
-        return scores.scatter(1, item_seq, scores.gather(1, item_seq) + self.repeat_bias)
+        """Scores ``[B, I]``, in place, with `repeat_bias` for the items of ids ``[B, L]``, once for each."""
+        return scores.scatter_(1, item_seq, scores.gather(1, item_seq) + self.repeat_bias)
 
     def top_k(self, item_seq: Tensor, lengths: Tensor, k: int) -> TopK:
         """The k items with the highest `scores` after each sequence, exactly, ``[B, k]``.

@@ -84,7 +84,7 @@ def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> 
             f"recbole_adarec.load_plugins({config['plugins']})"
         ) from error
     try:
-        model.load_state_dict(content["state_dict"])
+        model.load_state_dict({"repeat_bias": torch.zeros(()), **content["state_dict"]})  # older files have none
     except RuntimeError as error:
         raise AdaRecError(
             f"the weights of this {content['model']} do not fit its configuration: {' '.join(str(error).split())[:200]}"

@@ -54,9 +54,7 @@ def user_scores(model: Any, loader: Any, k: int = 10) -> UserScores:
         Length of the ranking.
     """
     device = next(model.parameters()).device
-    # What a model knows of popularity and does not rank by counts in its likelihood.
-    withheld = model.item_table.withheld if isinstance(getattr(model, "item_table", None), ItemTable) else 0.0
-    list_field = getattr(loader._dataset, f"{loader._dataset.iid_field}_list_field")
+    withheld = withheld_by(model)
     users, ranks, new_ranks, likelihoods = [], [], [], []
     for interaction, _, _, item in loader:
         scores = model.full_sort_predict(interaction.to(device)).float()
@@ -64,7 +62,7 @@ def user_scores(model: Any, loader: Any, k: int = 10) -> UserScores:
         of_item = scores.gather(1, item.to(device)[:, None])
         above = scores > of_item
         ranks.append(above.sum(1).cpu())
-        new_ranks.append(above.scatter(1, interaction[list_field].to(device), False).sum(1).cpu())
+        new_ranks.append(above.scatter(1, interaction[model.ITEM_SEQ].to(device), False).sum(1).cpu())
         logits = scores + withheld
         likelihoods.append((logits.gather(1, item.to(device)[:, None])[:, 0] - logits.logsumexp(1)).cpu())
         users.append(interaction[loader.dataset.uid_field].cpu())
@@ -75,6 +73,12 @@ def user_scores(model: Any, loader: Any, k: int = 10) -> UserScores:
     ndcg, ndcg_new = ((of < k).double() / torch.log2(of + 2.0) for of in (rank, new_rank))
     values = (ndcg, torch.cat(likelihoods), inside, inside / (rank + 1), ndcg_new)
     return UserScores(user, *(torch.bincount(row, weights=of_row) / count for of_row in values))
+
+
+def withheld_by(model: Any) -> Tensor | float:
+    """What a model knows of popularity and does not rank by, ``[I]``: it counts in the likelihood of an item."""
+    table = getattr(model, "item_table", None)
+    return table.withheld if isinstance(table, ItemTable) else 0.0
 
 
 class Difference(NamedTuple):

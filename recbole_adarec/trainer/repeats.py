@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from recbole_adarec import distributed
-from recbole_adarec.model.item_table import ItemTable
+from recbole_adarec.evaluation.users import withheld_by
 
 _ROWS = 2048  # on which a model is asked for its mass: a mean of so many is known well enough
 
@@ -34,7 +34,7 @@ def mass_of_histories(model: Any, loader: Any) -> float:
     """The mean probability that a model gives to the items of the history."""
     device, seen = model.repeat_bias.device, 0
     found = torch.zeros(2, device=device)
-    withheld = model.item_table.withheld if isinstance(model.item_table, ItemTable) else 0.0
+    withheld = withheld_by(model)
     for interaction, *_ in loader:
         item_seq = interaction[model.ITEM_SEQ].to(device)
         scores = model.full_sort_predict(interaction.to(device)).float() + withheld

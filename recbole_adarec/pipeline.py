@@ -300,6 +300,9 @@ class Run:
         getLogger().info(model.lessons())
         if config["repeat_bias"] is None:  # its student has one
             fit_repeat_bias(model, data.valid, share_of_repeats(data.valid))
+        else:
+            model.repeat_bias.fill_(config["repeat_bias"])
+        if model.repeat_bias:
             results = evaluate_stock(config, model, data)
         return model, {
             **results,
@@ -400,12 +403,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _teaching(teacher: Any, content: dict[str, Any]) -> str:
     """What a stock model teaches, and its results as RecBole has them."""
-    bias, metric = float(teacher.repeat_bias), "ndcg@10"
-    if bias == 0 or metric not in content["as_recbole"]["test"]:
+    bias, metric = float(teacher.repeat_bias), str(content["config"]["valid_metric"])
+    if bias == 0:
         return str(teacher.lessons())
     return (
         f"{teacher.lessons()} Items of the history have {bias:+.1f} added to their scores here, as the student's have; "
-        f"as RecBole ranks them its test NDCG@10 is {content['as_recbole']['test'][metric]:.4f}."
+        f"as RecBole ranks them its test {metric} is {content['as_recbole']['test'][metric.lower()]:.4f}."
     )
 
 

@@ -172,6 +172,32 @@ def test_a_stock_checkpoint_is_distilled_on_its_own_data(distilled):
     assert search["cost"] <= search["cost_budget"]
 
 
+@torch.no_grad()
+def test_a_stock_teacher_ranks_histories_as_its_student_does_and_recboles_figure_stands_beside_it(distilled, data):
+    folder, _, report = distilled
+    content = torch.load(folder / "teacher.pth", weights_only=True)
+    as_recbole = content["as_recbole"]["test"]["ndcg@10"]
+    assert content["state_dict"]["repeat_bias"] != 0 and f"is {as_recbole:.4f}" in report["teaching"]
+    teacher = load_model(folder / "teacher.pth", expected="AdaRecTeacher")
+    rows = data.test._dataset[torch.arange(8)]
+    rows.interaction["item_id"] = rows["item_id_list"][:, 0]
+    scores = teacher.full_sort_predict(rows)
+    torch.testing.assert_close(teacher.predict(rows), scores.gather(1, rows["item_id"][:, None])[:, 0])
+    changed = (scores - teacher.as_recbole_scores(rows)).abs() > 1e-4
+    own = torch.zeros_like(changed).scatter(1, rows["item_id_list"], True)
+    assert torch.equal(changed[:, 1:], own[:, 1:])
+
+
+@pytest.mark.parametrize("bias", [0.0, -2.0])
+def test_a_given_bias_is_the_stock_teachers_too(distilled, tmp_path, bias):
+    _, given, _ = distilled
+    report = run_adarec(config_dict=given | {"repeat_bias": bias}, run_dir=tmp_path / "r")
+    for name in ("teacher", "student"):
+        content = torch.load(tmp_path / "r" / f"{name}.pth", weights_only=True)
+        assert float(content["state_dict"]["repeat_bias"]) == bias
+    assert ("as RecBole ranks them" in report["teaching"]) == (bias != 0)
+
+
 def test_a_continued_run_gives_the_same_numbers(distilled, tmp_path):
     folder, given, report = distilled
     shutil.copytree(folder, tmp_path / "again")

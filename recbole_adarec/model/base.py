@@ -156,9 +156,13 @@ class SequenceRecommender(SequentialRecommender):
     def predict(self, interaction: Any) -> Tensor:
         """Scores of the given items, ``[B]``."""
         states = self(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        item = interaction[self.ITEM_ID][:, None]
-        repeated = (interaction[self.ITEM_SEQ] == item).any(1)
-        return self.item_table.scores_of(states, item).squeeze(1) + self.repeat_bias * repeated
+        scores = self.item_table.scores_of(states, interaction[self.ITEM_ID][:, None]).squeeze(1)
+        return scores + self.repeated(interaction)
+
+    def repeated(self, interaction: Any) -> Tensor:
+        """`repeat_bias` where the given item is in the sequence, else 0, ``[B]``."""
+        in_history = (interaction[self.ITEM_SEQ] == interaction[self.ITEM_ID][:, None]).any(1)
+        return self.repeat_bias * in_history
 
 
 def with_past(x: Tensor, positions: int) -> Tensor:

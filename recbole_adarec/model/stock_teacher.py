@@ -322,7 +322,7 @@ class StockTeacher(AdaRecTeacher):
         return scores.view(-1, self.n_items)
 
     def predict(self, interaction: Any) -> Tensor:
-        return self.stock.predict(interaction)
+        return self.stock.predict(interaction) + self.repeated(interaction)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         return self.stock.calculate_loss(interaction)

@@ -1,7 +1,8 @@
 """How much less, or more, an item is worth after it was taken: `SequenceRecommender.repeat_bias`, found by validation.
 
 Nobody rates a film twice, and RecBole ranks the films of a history all the same. A model that scores by the similarity
-of items gives them much of its softmax: on ml-100k .19, and most of the first places. What is missing is a number.
+of items gives them much of its softmax: on ml-100k .19 or .20, and .49 (a teacher) to .57 (its student) of the first
+places. What is missing is a number.
 """
 
 from __future__ import annotations

@@ -191,6 +191,7 @@ class Run:
 
     def _search(self, config: AdaRecConfig, data: Loaders) -> tuple[Any, dict[str, Any]]:
         trainer = self._trainer(config, data)
+        trainer.start_repeat_bias(data.valid)
         # No validation data: what the search finds is its last α, and the best epoch of one path says little of it.
         trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
         supernet = trainer.model
@@ -271,6 +272,7 @@ class Run:
         config = self.config("student", checkpoint_dir=str(self.folder.path), **self._inputs("student") | extra)
         init_seed(config["seed"], config["reproducibility"])
         trainer = self._trainer(config, data := self.data.for_stage(config))
+        trainer.start_repeat_bias(self.data.valid)
         trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
         trainer.fit_repeat_bias(self.data.valid)
         scores = user_scores(trainer.model.eval(), self.data.valid)  # all rows, in every process

@@ -93,7 +93,7 @@ def test_recboles_own_road_trains_a_cprec_that_learns(tiny):
     trainer = get_trainer(config["MODEL_TYPE"], "CpRec")(config, get_model("CpRec")(config, train._dataset))
     assert type(trainer).__name__ == "CpRecTrainer" and trainer.item_loss.mode == "adaptive"
     batch, model = train._dataset[torch.arange(5)], trainer.model.eval()
-    states, labels = model.training_states(batch["item_id_list"], batch["target_item_id_list"])
+    states, labels, _ = model.training_states(batch["item_id_list"], batch["target_item_id_list"])
     torch.testing.assert_close(trainer.item_loss(states, model.item_table, labels)[0], model.calculate_loss(batch))
     few = Batch(train._dataset[torch.tensor([0])], 5, 1.0)
     trainer._step(few)  # blocks without items get a gradient too: several processes add theirs up

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from unittest.mock import patch
+
 import ot
 import pytest
 import torch
@@ -19,7 +22,7 @@ from recbole_adarec.distillation.transport import (
     optimal_flow,
 )
 from recbole_adarec.model.base import Encoding
-from recbole_adarec.model.item_table import FullItemTable, with_one
+from recbole_adarec.model.item_table import FullItemTable, Taken, distinct, taken_up_to, with_one
 from tests.conftest import make_config
 from tests.test_causality import shaken, teacher
 
@@ -97,45 +100,74 @@ def test_random_mapping_is_ordered_distinct_and_seeded():
     assert len({tuple(fixed_pairs("random", 4, 8, seed=s)) for s in range(10)}) > 3
 
 
-def torchs_own(states, table, labels, teacher_states, teacher_table, t):
+def torchs_own(states, table, labels, teacher_states, teacher_table, t, taken=None, teacher_bias=0.0):
     """Losses over all items, written with torch's own functions."""
-    logits = states @ table.T
+    logits, of_teacher = states @ table.T, teacher_states @ teacher_table.T
+    if taken is not None:
+        own = torch.zeros_like(logits).scatter_(1, taken.items, 1.0).index_fill_(1, torch.tensor([0]), 0.0)
+        logits, of_teacher = logits + taken.bias * own, of_teacher + teacher_bias * own
     kl = t**2 * F.kl_div(
-        (logits / t).log_softmax(-1), (teacher_states @ teacher_table.T / t).log_softmax(-1),
-        log_target=True, reduction="batchmean",
-    )  # fmt: skip
+        (logits / t).log_softmax(-1), (of_teacher / t).log_softmax(-1), log_target=True, reduction="batchmean"
+    )
     return F.cross_entropy(logits, labels), kl
 
 
 @pytest.mark.parametrize("way", ["chunks", "one chunk", "every item a candidate"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 2.5])
 @pytest.mark.parametrize("positions", [7, 600])
-def test_item_losses_equal_torchs_own_with_their_gradients(way, temperature, positions):
+@pytest.mark.parametrize("biases", [None, (-3.0, -1.0), (2.0, 0.0)])
+def test_item_losses_equal_torchs_own_with_their_gradients(way, temperature, positions, biases):
     """Sampled too, once every item is drawn and stands for itself: the target is then counted once, not twice."""
     n, size = 40, 8
     states, table = torch.randn(positions, size, requires_grad=True), torch.randn(n, size, requires_grad=True)
     labels, teacher_states, teacher_table = (
-        torch.randint(n, (positions,)),
+        torch.randint(1, n, (positions,)),
         torch.randn(positions, 16),
         torch.randn(n, 16),
     )
-    sampled = {}
+    taken, teacher_bias = None, 0.0
+    if biases is not None:
+        taken, teacher_bias = Taken(distinct(torch.randint(n, (positions, 5))), biases[0]), biases[1]
+    values = {"ce_weight": 0.3, "kl_weight": 0.7, "temperature": temperature, "teacher_states": teacher_states}
+    values |= {"taken": taken, "teacher_bias": teacher_bias}
     if way == "every item a candidate":
-        every = Candidates(torch.arange(n), torch.zeros(n))
-        sampled = {"candidates": every, "positives": table[labels], "teacher_positives": teacher_table[labels]}
-    total, ce, kl = item_losses(
-        states, table, labels, rows=positions if way == "one chunk" else 64, ce_weight=0.3, kl_weight=0.7,
-        temperature=temperature, teacher_states=teacher_states, teacher_table=teacher_table, **sampled,
-    )  # fmt: skip
+        loss = ItemLoss(make_config("student", item_loss="sampled"), n, torch.device("cpu"))
+        loss.sampler = SimpleNamespace(draw=lambda _: Candidates(torch.arange(n), torch.zeros(n)))
+        rows = SimpleNamespace(rows=lambda items: table[items], n_items=n)
+        # Without the channel of ones that `with_one` adds.
+        with patch("recbole_adarec.distillation.item_losses.with_one", lambda x: x):
+            total, ce, kl = loss(states, rows, labels, teacher_table=teacher_table, **values)
+    else:
+        rows = positions if way == "one chunk" else 64
+        total, ce, kl = item_losses(states, table, labels, rows=rows, teacher_table=teacher_table, **values)
     (2 * total).backward()
     found = states.grad.clone(), table.grad.clone()
     states.grad = table.grad = None
-    expected_ce, expected_kl = torchs_own(states, table, labels, teacher_states, teacher_table, temperature)
+    expected_ce, expected_kl = torchs_own(
+        states, table, labels, teacher_states, teacher_table, temperature, taken, teacher_bias
+    )
     (2 * (0.3 * expected_ce + 0.7 * expected_kl)).backward()
     torch.testing.assert_close(ce, expected_ce.detach())
     torch.testing.assert_close(kl, expected_kl.detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[0], states.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found[1], table.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_an_item_that_was_drawn_twice_is_found_at_both_places():
+    drawn = Candidates(torch.tensor([3, 5, 5, 7]), torch.zeros(4))
+    columns = drawn.columns(torch.tensor([[5, 0, 7, 4]]), 9)
+    assert sorted(columns[columns > 0].tolist()) == [2, 3, 4]
+
+
+def test_what_was_taken_is_all_of_the_window_up_to_a_position(ml100k):
+    batch = ml100k.train._dataset[torch.arange(0, 60, 7)]
+    item_seq = batch["item_id_list"].clone()
+    item_seq[:, 3] = item_seq[:, 1]  # taken twice
+    rows = (batch["target_item_id_list"] != 0).flatten().nonzero().squeeze(1)
+    for row, taken in zip(rows.tolist(), taken_up_to(item_seq, rows), strict=True):
+        window, position = divmod(row, item_seq.shape[1])
+        found = taken[taken != 0].tolist()
+        assert len(found) == len(set(found)) and set(found) == set(item_seq[window, : position + 1].tolist())
 
 
 def test_scores_far_apart_do_not_overflow():
@@ -198,7 +230,7 @@ def test_each_switch_leaves_out_its_loss_alone(ml100k, switch):
         torch.manual_seed(0)
         d = distiller(config, model.item_table.matrix)
         item_loss = ItemLoss(config, model.n_items, torch.device("cpu"))
-        losses = d(encoding, batch["target_item_id_list"], table, lesson, item_loss)
+        losses = d(encoding, batch["item_id_list"], batch["target_item_id_list"], table, lesson, item_loss)
         parts[config[switch]] = losses.parts
     name = switch.removeprefix("loss_")
     assert float(parts[True][name]) > 0 and float(parts[False].get(name, torch.zeros(()))) == 0
@@ -216,6 +248,7 @@ def teacher_of(ml100k, backbone="NextItNet"):
 @pytest.mark.parametrize("backbone", ["NextItNet", "BERT4Rec"])
 def test_cached_lessons_equal_live_ones(ml100k, backbone):
     model, dataset = teacher_of(ml100k, backbone), ml100k.train._dataset
+    model.repeat_bias.fill_(-2.0)
     few = torch.arange(0, len(dataset), 29)
 
     class Part(type(dataset)):
@@ -238,10 +271,11 @@ def test_cached_lessons_equal_live_ones(ml100k, backbone):
     table, labels = torch.randn(model.n_items, 8), batch["target_item_id_list"].flatten()[expected.rows]
     values = {"ce_weight": 0.3, "kl_weight": 0.7, "temperature": 2.0, "rows": 16}
     results = []
+    taken = Taken(taken_up_to(batch["item_id_list"], expected.rows), -3.0)
     for softmax in (None, found.softmax):
         total, *parts = item_losses(
             states, table, labels, teacher_states=with_one(expected.output), teacher_table=model.item_table.matrix,
-            teacher_softmax=softmax, **values,
+            teacher_softmax=softmax, taken=taken, teacher_bias=-2.0, **values,
         )  # fmt: skip
         results.append((*parts, *torch.autograd.grad(total, [states])))
     for x, y in zip(*results, strict=True):

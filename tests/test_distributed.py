@@ -35,7 +35,8 @@ def command(*arguments: str, **settings: object) -> subprocess.CompletedProcess[
 def assert_same_training(one: Path, two: Path) -> None:
     """Losses, α, layer weights, flows and metrics of every epoch, and the architecture.
 
-    Sums of several processes are rounded otherwise, and Adam makes much of gradients near 0.
+    Sums of several processes are rounded otherwise, and Adam makes much of gradients near 0: α differs by .002 to .004
+    here, and by .024 to .036 if its gradient is not summed.
     """
     for stage in ("teacher", "search", "student"):
         expected, found = (load_checkpoint(folder / f"{stage}.pth") for folder in (one, two))
@@ -44,8 +45,9 @@ def assert_same_training(one: Path, two: Path) -> None:
             assert record.keys() == other.keys()
             for name, value in record.items():
                 if value is not None:
+                    tolerance = 8e-3 if name == "alpha" else 1e-3
                     torch.testing.assert_close(
-                        torch.tensor(other[name]), torch.tensor(value), rtol=2e-3, atol=1e-3, msg=f"{stage} {name}"
+                        torch.tensor(other[name]), torch.tensor(value), rtol=2e-3, atol=tolerance, msg=f"{stage} {name}"
                     )
     assert (one / "architecture.yaml").read_text() == (two / "architecture.yaml").read_text()
     reports = [json.loads((folder / "report.json").read_text()) for folder in (one, two)]

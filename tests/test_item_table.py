@@ -16,7 +16,9 @@ from recbole_adarec.model.item_table import (
     AdaptiveItemTable,
     Blocks,
     FullItemTable,
+    Taken,
     cut_blocks,
+    distinct,
     item_table,
     popularity_prior,
     with_one,
@@ -57,20 +59,40 @@ def states(n=6):
     return torch.randn(n, SIZE, dtype=torch.double, requires_grad=True)
 
 
-def test_probabilities_sum_to_one_over_items_and_padding_has_none(table):
-    h, items = states(), torch.arange(1, ITEMS)
-    log_p = torch.stack([table.log_probability(h, item.expand(len(h))) for item in items], 1)
+def taken_by(n=6, bias=-2.0):
+    return None if bias is None else Taken(distinct(torch.randint(0, ITEMS, (n, 9))), bias)
+
+
+@pytest.mark.parametrize("bias", [None, -2.0, 1.0])
+def test_probabilities_sum_to_one_over_items_and_padding_has_none(table, bias):
+    h, items, taken = states(), torch.arange(1, ITEMS), taken_by(bias=bias)
+    log_p = torch.stack([table.log_probability(h, item.expand(len(h)), taken) for item in items], 1)
     torch.testing.assert_close(log_p.exp().sum(1), torch.ones(len(h), dtype=torch.double))
-    order = table.top_k(h, ITEMS - 1).items
+    order = table.top_k(h, ITEMS - 1, taken).items
     assert torch.equal(order.sort(1).values, items.expand_as(order))  # every item is reachable, padding is not
     assert not table(torch.zeros(3, dtype=torch.long)).any()
 
 
-def test_scores_of_candidates_are_those_of_all_items(table):
-    h, items = states(), torch.randint(1, ITEMS, (6, 7))
-    torch.testing.assert_close(table.scores_of(h, items), table.scores(h).gather(1, items))
-    log_p = F.log_softmax(table.scores(h)[:, 1:] + 0.25 * table.prior[1:], 1)  # scores have 0.75 of the prior
-    torch.testing.assert_close(table.log_probability(h, items[:, 0]), log_p.gather(1, items[:, :1] - 1).squeeze(1))
+@pytest.mark.parametrize("bias", [None, -2.0, 1.0])
+def test_scores_of_candidates_are_those_of_all_items(table, bias):
+    h, items, taken = states(), torch.randint(1, ITEMS, (6, 7)), taken_by(bias=bias)
+    scores = table.scores(h, taken)
+    torch.testing.assert_close(table.scores_of(h, items, taken), scores.gather(1, items))
+    log_p = F.log_softmax(scores[:, 1:] + 0.25 * table.prior[1:], 1)  # scores have 0.75 of the prior
+    found = table.log_probability(h, items[:, 0], taken)
+    torch.testing.assert_close(found, log_p.gather(1, items[:, :1] - 1).squeeze(1))
+
+
+def test_what_was_taken_has_the_bias_against_the_others_of_its_softmax(table):
+    h, taken = states(), taken_by()
+    before, after = table.scores(h), table.scores(h, taken)
+    parts = (
+        [table.ids(j) for j in range(len(table.blocks))] if isinstance(table, AdaptiveItemTable) else [slice(1, None)]
+    )
+    for part in parts:
+        own = torch.zeros_like(before).scatter_(1, taken.items, taken.bias)[:, part]
+        gained = (after - before)[:, part] - own
+        torch.testing.assert_close(gained, gained[:, :1].expand_as(gained))
 
 
 def test_embeddings_keep_their_shape_and_gradients(table):
@@ -100,10 +122,14 @@ def test_scores_are_those_of_torchs_adaptive_softmax():
 # ---------------------------------------------------------------------- losses
 
 
-def dense(h, table, labels, teacher_states, teacher_table, t):
+def dense(h, table, labels, teacher_states, teacher_table, t, taken, teacher_bias):
     """Both losses from the logits of all blocks, with torch's own functions."""
-    ce = -table.log_probability(h, labels).mean()
-    z = with_one(teacher_states) @ teacher_table.T
+    ce = -table.log_probability(h, labels, taken).mean()
+    z, own = with_one(teacher_states) @ teacher_table.T, torch.zeros(len(h), ITEMS, dtype=torch.double)
+    bias = 0.0
+    if taken is not None:
+        own.scatter_(1, taken.items, 1.0)
+        z, bias = z + teacher_bias * own, taken.bias
     of_blocks = [z[:, table.ids(j)] for j in range(len(table.blocks))]
     first = torch.cat([of_blocks[0], *(block.logsumexp(1, keepdim=True) for block in of_blocks[1:])], 1)
 
@@ -111,9 +137,9 @@ def dense(h, table, labels, teacher_states, teacher_table, t):
         p = (teacher / t).log_softmax(1)
         return (p.exp() * (p - (student / t).log_softmax(1))).sum(1)
 
-    total = kl(first, table.first_level(h))
+    total = kl(first, table.first_level(h, taken))
     for j in range(1, len(table.blocks)):
-        within = kl(of_blocks[j], table.scored_blocks[j].logits(h))
+        within = kl(of_blocks[j], table.scored_blocks[j].logits(h) + bias * own[:, table.ids(j)])
         total = total + torch.isin(labels, table.ids(j)) * within
     return ce, t * t * total.mean()
 
@@ -121,15 +147,18 @@ def dense(h, table, labels, teacher_states, teacher_table, t):
 @pytest.mark.parametrize("name", ["tied", "untied", "no wide head"])
 @pytest.mark.parametrize("t", [1.0, 2.0, 1.7])
 @pytest.mark.parametrize("kept", [False, True])
-def test_losses_and_gradients_equal_a_dense_computation(name, t, kept):
+@pytest.mark.parametrize("biases", [(None, 0.0), (-3.0, -1.0), (1.0, 0.0)])
+def test_losses_and_gradients_equal_a_dense_computation(name, t, kept, biases):
+    taken, teacher_bias = taken_by(50, biases[0]), biases[1]
     table, h, labels = TABLES[name](), states(50), torch.randint(1, ITEMS, (50,))
     teacher_states, teacher_table = torch.randn(50, 6).double(), torch.randn(ITEMS, 7).double()
-    known = block_scores(teacher_states, teacher_table, table) if kept else None
+    of_teacher = None if taken is None else taken._replace(bias=teacher_bias)
+    known = block_scores(teacher_states, teacher_table, table, taken=of_teacher) if kept else None
     total, ce, kl = block_losses(
         h, table, labels, rows=16, ce_weight=0.3, kl_weight=0.7, temperature=t, teacher_states=teacher_states,
-        teacher_table=teacher_table, teacher_blocks=known,
+        teacher_table=teacher_table, teacher_blocks=known, taken=taken, teacher_bias=teacher_bias,
     )  # fmt: skip
-    expected_ce, expected_kl = dense(h, table, labels, teacher_states, teacher_table, t)
+    expected_ce, expected_kl = dense(h, table, labels, teacher_states, teacher_table, t, taken, teacher_bias)
     torch.testing.assert_close((ce, kl), (expected_ce.detach(), expected_kl.detach()))
     trained = [h, *(p for n, p in table.named_parameters() if not (n.startswith("blocks") and not table.tied))]
     found = torch.autograd.grad(total, trained)

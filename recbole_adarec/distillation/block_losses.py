@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recbole_adarec.distillation.item_losses import ItemLoss, TeacherSoftmax, item_losses, rows_at_a_time
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.item_table import AdaptiveItemTable, ItemTable, with_one
+from recbole_adarec.model.item_table import AdaptiveItemTable, ItemTable, Taken, with_one
 
 
 class TeacherBlocks(NamedTuple):
@@ -89,6 +89,8 @@ def block_losses(
     teacher_states: Tensor | None = None,
     teacher_table: Tensor | None = None,
     teacher_blocks: TeacherBlocks | None = None,
+    taken: Taken | None = None,
+    teacher_bias: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """L_CE and L_out of a two-level softmax: the weighted sum, which carries the gradient, and both for the record.
 
@@ -129,6 +131,8 @@ def block_losses(
         The teacher's ``[N, C_t]`` and, priors last, ``[I, C_t + 1]``; without them L_out is 0.
     teacher_blocks : TeacherBlocks, optional
         What `block_scores` gives of these two, if it is there already.
+    taken, teacher_bias
+        As of `ItemLoss`.
     """
     with torch.autocast(states.device.type, enabled=False):  # as in `item_losses`
         states = states.to(table.entries.weight.dtype)
@@ -141,20 +145,26 @@ def block_losses(
         weights["rows"] = rows
         softmax = None
         if teacher_states is not None and teacher_table is not None:
-            teacher_blocks = teacher_blocks or block_scores(teacher_states, teacher_table, table, rows)
-            softmax = _first_level(teacher_states, teacher_table, teacher_blocks, table, temperature)
+            of_teacher = None if taken is None else taken._replace(bias=teacher_bias)
+            teacher_blocks = teacher_blocks or block_scores(teacher_states, teacher_table, table, rows, of_teacher)
+            softmax = _first_level(teacher_states, teacher_table, teacher_blocks, table, temperature, of_teacher)
         entries = torch.cat([table.entries.weight, table.entries.bias[:, None]], 1)
         matrix = torch.cat([_head(table), entries])
-        total, ce, kl = item_losses(with_one(states), matrix, first_label, teacher_softmax=softmax, **weights)
+        of_head = None if taken is None else table.taken_of(taken, 0)
+        total, ce, kl = item_losses(
+            with_one(states), matrix, first_label, teacher_softmax=softmax, taken=of_head, first=1, **weights
+        )
         for j, (where, row) in enumerate(of_blocks[1:], 1):
             if len(where):
-                of_teacher: dict[str, Any] = {}
+                others: dict[str, Any] = {"first": 1, "teacher_bias": teacher_bias}
+                if taken is not None:
+                    others["taken"] = table.taken_of(taken.of(where), j)
                 if teacher_states is not None and teacher_table is not None:
-                    of_teacher["teacher_states"] = with_one(teacher_states[where])
-                    of_teacher["teacher_table"] = teacher_table[table.ids(j)]
+                    others["teacher_states"] = with_one(teacher_states[where])
+                    others["teacher_table"] = teacher_table[table.ids(j)]
                 block, share = table.scored_blocks[j], len(where) / count
                 narrow = with_one(block.narrow(states[where]))
-                part = item_losses(narrow, block.matrix, row, **of_teacher, **weights)
+                part = item_losses(narrow, block.matrix, row, **others, **weights)
                 total, ce, kl = total + share * part[0], ce + share * part[1], kl + share * part[2]
         return total, ce, kl
 
@@ -168,21 +178,37 @@ def _head(table: AdaptiveItemTable) -> Tensor:
 
 @torch.no_grad()
 def block_scores(
-    teacher_states: Tensor, teacher_table: Tensor, table: AdaptiveItemTable, rows: int = 256
+    teacher_states: Tensor,
+    teacher_table: Tensor,
+    table: AdaptiveItemTable,
+    rows: int = 256,
+    taken: Taken | None = None,
 ) -> TeacherBlocks:
     """The teacher's logits of the tail blocks of a student's table, from ``[N, C_t]`` and ``[I, C_t + 1]``."""
-    parts = [teacher_table[table.ids(j)].T for j in range(1, len(table.blocks))]
-    split = with_one(teacher_states).split(rows)
-    chunks = [torch.stack([(some @ part).logsumexp(1) for part in parts], 1) for some in split]
-    return TeacherBlocks(torch.cat(chunks) if chunks else teacher_states.new_zeros(0, len(parts)))
+    found = teacher_states.new_zeros(len(teacher_states), len(table.blocks) - 1)
+    for j in range(1, len(table.blocks)):
+        part = teacher_table[table.ids(j)].T
+        own = None if taken is None else table.taken_of(taken, j)
+        for start in range(0, len(teacher_states), rows):
+            here = slice(start, start + rows)
+            logits = with_one(teacher_states[here]) @ part
+            found[here, j - 1] = (logits if own is None else own.of(here).add_to(logits, first=1)).logsumexp(1)
+    return TeacherBlocks(found)
 
 
 @torch.no_grad()
 def _first_level(
-    teacher_states: Tensor, teacher_table: Tensor, blocks: TeacherBlocks, table: AdaptiveItemTable, temperature: float
+    teacher_states: Tensor,
+    teacher_table: Tensor,
+    blocks: TeacherBlocks,
+    table: AdaptiveItemTable,
+    temperature: float,
+    taken: Taken | None,
 ) -> TeacherSoftmax:
     """The teacher's softmax over the head's items and the tail blocks."""
-    logits = torch.cat([with_one(teacher_states) @ teacher_table[table.ids(0)].T, blocks.scores], 1)
-    log_p = (logits / temperature).log_softmax(1)
+    head = with_one(teacher_states) @ teacher_table[table.ids(0)].T
+    if taken is not None:
+        table.taken_of(taken, 0).add_to(head, first=1)
+    log_p = (torch.cat([head, blocks.scores], 1) / temperature).log_softmax(1)
     p = log_p.exp()
     return TeacherSoftmax(p, torch.arange(len(p), device=p.device), (p * log_p).sum(1))

@@ -13,7 +13,7 @@ from recbole_adarec.distillation.block_losses import TeacherBlocks, block_scores
 from recbole_adarec.distillation.item_losses import TeacherSoftmax
 from recbole_adarec.distillation.transport import LayerDistance
 from recbole_adarec.model.base import rows_where
-from recbole_adarec.model.item_table import AdaptiveItemTable, ItemTable, with_one
+from recbole_adarec.model.item_table import AdaptiveItemTable, ItemTable, Taken, taken_up_to, with_one
 from recbole_adarec.model.teacher import AdaRecTeacher
 
 
@@ -114,12 +114,17 @@ class CachedTeacher:
             here = slice(done, done + len(places))
             self.store[here] = torch.cat([lesson.embedding, *lesson.layers, lesson.output], -1)
             self.terms[here] = lesson.terms.T
+            bias = float(teacher.repeat_bias)
+            taken = Taken(taken_up_to(interaction[self.item_seq], lesson.rows), bias) if bias else None
             if self.softmax is not None and temperature is not None:
-                log_p = (with_one(lesson.output) @ table.T).div_(temperature).log_softmax(-1)
+                logits = with_one(lesson.output) @ table.T
+                if taken is not None:
+                    taken.add_to(logits)
+                log_p = logits.div_(temperature).log_softmax(-1)
                 self.softmax[here] = p = log_p.exp()
                 self.negative_entropy[here] = (p * log_p).sum(-1)
             if self.block_scores is not None and isinstance(student_table, AdaptiveItemTable):
-                self.block_scores[here] = block_scores(lesson.output, table, student_table).scores
+                self.block_scores[here] = block_scores(lesson.output, table, student_table, taken=taken).scores
             done += len(places)
         self.column = torch.cat(columns)
         self.count = torch.bincount(torch.cat(rows), minlength=len(dataset))

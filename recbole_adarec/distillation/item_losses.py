@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.item_table import FullItemTable, with_one
+from recbole_adarec.model.item_table import FullItemTable, Taken, with_one
 
 ITEM_LOSSES = ("auto", "full", "chunked", "sampled")
 _CACHE_BYTES = 2**20  # scores of a chunk on a CPU: four such matrices are in use at a time
@@ -40,6 +40,16 @@ class Candidates(NamedTuple):
 
     items: Tensor
     log_weight: Tensor
+
+    def columns(self, items: Tensor, n_items: int) -> Tensor:
+        """Where ids ``[N, L]`` are among the negatives, counted from 1 and 0 where they are not, ``[N, 2 L]``.
+
+        An item of the tail may have been drawn for two neighbouring parts: then it is there twice, and no more.
+        """
+        place = torch.arange(1, len(self.items) + 1, device=items.device)
+        last = place.new_zeros(n_items).scatter_reduce(0, self.items, place, "amax")
+        first = place.new_zeros(n_items).scatter_reduce(0, self.items, place, "amin", include_self=False)
+        return torch.cat([last[items], torch.where(first == last, 0, first)[items]], 1) * (items != 0).repeat(1, 2)
 
 
 class TeacherSoftmax(NamedTuple):
@@ -156,6 +166,8 @@ class ItemLoss:
         teacher_states: Tensor | None = None,
         teacher_table: Tensor | None = None,
         teacher_softmax: TeacherSoftmax | None = None,
+        taken: Taken | None = None,
+        teacher_bias: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """L_CE and L_out: mean cross entropy of the labels and mean ``t^2 KL(teacher || student)`` over the items.
 
@@ -179,6 +191,10 @@ class ItemLoss:
             The teacher's ``[N, C_t]`` and, priors last, ``[I, C_t + 1]``; without them L_out is 0.
         teacher_softmax : TeacherSoftmax, optional
             What follows from these two, if it is there already.
+        taken : Taken, optional
+            What was taken before each position, and the model's own `repeat_bias`.
+        teacher_bias : float
+            That of the teacher.
 
         Returns
         -------
@@ -191,16 +207,21 @@ class ItemLoss:
             return item_losses(
                 states, table.matrix, labels, rows=self.rows, ce_weight=ce_weight, kl_weight=kl_weight,
                 temperature=temperature, teacher_states=teacher_states, teacher_table=teacher_table,
-                teacher_softmax=teacher_softmax,
+                teacher_softmax=teacher_softmax, taken=taken, teacher_bias=teacher_bias,
             )  # fmt: skip
         assert self.sampler is not None, "prepare() comes before the first batch"
         drawn = self.sampler.draw(states.device)
+        if taken is not None:
+            target = (taken.items == labels[:, None]).any(1, keepdim=True)  # the first column, as `_scores` has it
+            columns = drawn.columns(taken.items, table.n_items)
+            taken = Taken(torch.cat([target.long(), columns + (columns > 0)], 1), taken.bias)
         return item_losses(
             states, table.rows(drawn.items), labels, rows=self.rows, ce_weight=ce_weight, kl_weight=kl_weight,
             temperature=temperature, teacher_states=teacher_states,
             teacher_table=None if teacher_table is None else teacher_table[drawn.items],
             candidates=drawn, positives=table.rows(labels),
             teacher_positives=None if teacher_table is None else teacher_table[labels],
+            taken=taken, first=1, teacher_bias=teacher_bias,
         )  # fmt: skip
 
 
@@ -219,11 +240,15 @@ def item_losses(
     positives: Tensor | None = None,
     teacher_positives: Tensor | None = None,
     teacher_softmax: TeacherSoftmax | None = None,
+    taken: Taken | None = None,
+    first: int = 0,
+    teacher_bias: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The computation behind `ItemLoss`.
 
     `table` holds all items, ``[I, C]``; with `candidates` it holds theirs alone, ``[K, C]``, and `positives` and
     `teacher_positives` those of the labels, ``[N, C]`` and ``[N, C_t]``. `rows` positions are computed at a time.
+    `first` is that of `Taken.add_to`.
     """
     # Scores in half precision would lose the differences that the losses are made of.
     with torch.autocast(states.device.type, enabled=False):
@@ -231,7 +256,10 @@ def item_losses(
             None if tensor is None else tensor if tensor.dtype == torch.double else tensor.float()
             for tensor in (states, table, positives, teacher_states, teacher_table, teacher_positives)
         ]
-        return _ItemLosses.apply(*tensors, labels, candidates, teacher_softmax, rows, ce_weight, kl_weight, temperature)
+        return _ItemLosses.apply(
+            *tensors, labels, candidates, teacher_softmax, rows, ce_weight, kl_weight, temperature, taken, first,
+            teacher_bias,
+        )  # fmt: skip
 
 
 class _ItemLosses(torch.autograd.Function):
@@ -256,6 +284,9 @@ class _ItemLosses(torch.autograd.Function):
         ce_weight: float,
         kl_weight: float,
         temperature: float,
+        taken: Taken | None,
+        first: int,
+        teacher_bias: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         t, count = temperature, len(states)
         ce, kl = states.new_zeros(()), states.new_zeros(())
@@ -268,7 +299,8 @@ class _ItemLosses(torch.autograd.Function):
         def chunk(part: slice) -> tuple[Tensor, Tensor | float]:
             """Losses of some positions; what it allocates is free, and in the cache, for the next one."""
             label = labels[part]
-            x = _scores(states[part], table, label, candidates, t, positives, part)
+            own = None if taken is None else taken.of(part)
+            x = _scores(states[part], table, label, candidates, t, positives, part, own, first)
             column = (label if candidates is None else torch.zeros_like(label))[:, None]  # of the target
             gradient, log_sum = _softmax(x)  # at temperature t; it becomes the gradient in place
             at_target = x.gather(1, column).squeeze(1)
@@ -279,7 +311,11 @@ class _ItemLosses(torch.autograd.Function):
                 terms = log_sum + teacher_softmax.negative_entropy[part]
                 kl = terms.sum() - torch.dot(p.flatten(), x.flatten())
             elif teacher_states is not None and teacher_table is not None:
-                y = _scores(teacher_states[part], teacher_table, label, candidates, t, teacher_positives, part)
+                own_of_teacher = None if own is None else own._replace(bias=teacher_bias)
+                y = _scores(
+                    teacher_states[part], teacher_table, label, candidates, t, teacher_positives, part,
+                    own_of_teacher, first,
+                )  # fmt: skip
                 p, log_sum_p = _softmax(y)
                 kl = torch.dot(p.flatten(), y.sub_(x).flatten()) + (log_sum - log_sum_p).sum()
             if p is not None:
@@ -293,7 +329,7 @@ class _ItemLosses(torch.autograd.Function):
                 log_q = 2 * (at_target - log_sum) - squares.squeeze(1).log()
                 gradient.mul_(torch.mul(gradient, ce_weight / squares, out=x).add_(of_kl))
             else:
-                x = _scores(states[part], table, label, candidates, 1.0, positives, part)
+                x = _scores(states[part], table, label, candidates, 1.0, positives, part, own, first)
                 q, log_sum = _softmax(x)
                 log_q = x.gather(1, column).squeeze(1) - log_sum
                 gradient.mul_(of_kl).add_(q, alpha=ce_weight)
@@ -325,7 +361,7 @@ class _ItemLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scale = gradient / ctx.count
-        return *(None if saved is None else saved * scale for saved in ctx.saved_tensors), *([None] * 10)
+        return *(None if saved is None else saved * scale for saved in ctx.saved_tensors), *([None] * 13)
 
 
 def _scores(
@@ -336,14 +372,18 @@ def _scores(
     temperature: float,
     positives: Tensor | None,
     part: slice,
+    taken: Taken | None,
+    first: int,
 ) -> Tensor:
     """Logits over `temperature`: of all items, or of the target and, with their log-weights, of the candidates."""
     states = states / temperature
     if candidates is None or positives is None:
-        return states @ table.T
-    negatives = torch.addmm(candidates.log_weight, states, table.T)
-    negatives.masked_fill_(labels[:, None] == candidates.items, _HIDDEN)
-    return torch.cat([(states * positives[part]).sum(1, keepdim=True), negatives], 1)
+        logits = states @ table.T
+    else:
+        negatives = torch.addmm(candidates.log_weight, states, table.T)
+        negatives.masked_fill_(labels[:, None] == candidates.items, _HIDDEN)
+        logits = torch.cat([(states * positives[part]).sum(1, keepdim=True), negatives], 1)
+    return logits if taken is None else taken.add_to(logits, first, temperature)
 
 
 def _softmax(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,8 @@ from recbole_adarec import distributed
 from recbole_adarec.distillation.cache import Lesson
 from recbole_adarec.distillation.transport import DISTANCES, MAPPINGS
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.base import Encoding
-from recbole_adarec.model.item_table import ItemTable
+from recbole_adarec.model.base import Encoding, rows_where
+from recbole_adarec.model.item_table import ItemTable, Taken, taken_up_to
 
 
 class Losses(NamedTuple):
@@ -43,6 +43,8 @@ class Distiller(nn.Module):
         C_t and T; without layers, T = 0, there is no L_hid.
     teacher_table : Tensor
         What scores the teacher's outputs, its priors last, ``[I, C_t + 1]``.
+    teacher_bias : float
+        The teacher's `repeat_bias`.
     teacher_items : Tensor, optional
         The teacher's item embeddings, where they are not in its table (as in stock models of RecBole), ``[I, C_e]``.
     """
@@ -55,6 +57,7 @@ class Distiller(nn.Module):
         teacher_size: int,
         teacher_layers: int,
         teacher_table: Tensor,
+        teacher_bias: float = 0.0,
         teacher_items: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -62,6 +65,7 @@ class Distiller(nn.Module):
         check_distillation(config)
         self.gamma: float = config["gamma"]
         self.temperature: float = config["kd_temperature"]
+        self.teacher_bias = teacher_bias
         self.use_ce: bool = config["loss_ce"]
         self.use_embedding: bool = config["loss_embedding"]
         self.use_output: bool = config["loss_output"]
@@ -98,11 +102,13 @@ class Distiller(nn.Module):
     def forward(
         self,
         encoding: Encoding,
+        item_seq: Tensor,
         targets: Tensor,
         table: ItemTable,
         lesson: Lesson,
         item_loss: Callable[..., tuple[Tensor, Tensor, Tensor]],
         share: float = 1.0,
+        repeat_bias: float = 0.0,
     ) -> Losses:
         """All losses of a batch.
 
@@ -110,8 +116,8 @@ class Distiller(nn.Module):
         ----------
         encoding : Encoding
             The student's, ``[B, L, C_s]``.
-        targets : Tensor
-            Item ids to predict, int64 ``[B, L]``, 0 where padded.
+        item_seq, targets : Tensor
+            Item ids, and those to predict, int64 ``[B, L]``, 0 where padded.
         table : ItemTable
             The student's.
         lesson : Lesson
@@ -120,25 +126,32 @@ class Distiller(nn.Module):
             That of the table: computes L_CE and L_out.
         share : float
             Part of the batch that this process has: the layers of all processes are matched by one flow.
+        repeat_bias : float
+            The student's.
         """
         taught, labels = encoding.of(lesson.rows), targets.flatten()[lesson.rows]
         parts: dict[str, Tensor] = {}
         ce_weight = (1 - self.gamma) * self.use_ce
         teacher: dict[str, Any] = {}
+        taken = history(item_seq, lesson.rows, repeat_bias, self.teacher_bias)
         if self.use_output:
             teacher = {"teacher_states": lesson.output, "teacher_table": self.teacher_table}
+            teacher["teacher_bias"] = self.teacher_bias
             teacher["teacher_softmax"] = lesson.softmax
         if lesson.everywhere:
             total, parts["ce"], parts["output"] = item_loss(
                 taught.output, table, labels, ce_weight=ce_weight, kl_weight=self.gamma,
-                temperature=self.temperature, **teacher,
+                temperature=self.temperature, taken=taken, **teacher,
             )  # fmt: skip
         else:
-            real = targets != 0
-            total, parts["ce"], _ = item_loss(encoding.output[real], table, targets[real], ce_weight=ce_weight)
+            real = rows_where(targets != 0)
+            before = history(item_seq, real, repeat_bias)
+            total, parts["ce"], _ = item_loss(
+                encoding.of(real).output, table, targets.flatten()[real], ce_weight=ce_weight, taken=before
+            )
             part, _, parts["output"] = item_loss(
                 taught.output, table, labels, ce_weight=0.0, kl_weight=self.gamma,
-                temperature=self.temperature, **teacher,
+                temperature=self.temperature, taken=taken, **teacher,
             )  # fmt: skip
             total = total + part
         if self.use_embedding:
@@ -156,6 +169,11 @@ class Distiller(nn.Module):
             parts["hidden"] = loss.detach()
             total = total + self.gamma * loss
         return Losses(total, parts, distances)
+
+
+def history(item_seq: Tensor, rows: Tensor, *biases: float) -> Taken | None:
+    """What was taken up to some positions of windows, with the first of some biases; None where all are 0."""
+    return Taken(taken_up_to(item_seq, rows), biases[0]) if any(biases) else None
 
 
 def check_distillation(config: Any) -> None:

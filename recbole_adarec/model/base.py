@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_adarec.data.dataset import TARGETS_PREFIX
-from recbole_adarec.model.item_table import ItemTable, TopK
+from recbole_adarec.model.item_table import ItemTable, Taken, TopK, distinct, taken_up_to
 
 _ROWS = 64  # sequences encoded together when many are ranked
 
@@ -67,8 +67,8 @@ class SequenceRecommender(SequentialRecommender):
     Attributes
     ----------
     repeat_bias : Tensor
-        What is added to the score of every item that is in the sequence itself, see `recbole_adarec.trainer.repeats`.
-        The losses know nothing of it.
+        What is added to the logit of every item that is in the sequence itself, in training and in the scores, see
+        `recbole_adarec.trainer.repeats`.
     """
 
     input_type = InputType.POINTWISE  # one row, one positive; targets of a window come in one field
@@ -89,10 +89,11 @@ class SequenceRecommender(SequentialRecommender):
         """The state that predicts the item after each sequence, ``[B, C]``."""
         return self.gather_indexes(self.encode(item_seq).output, lengths - 1)
 
-    def training_states(self, item_seq: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """States ``[N, C]`` and the items ``[N]`` that they are trained to predict, at every real position."""
+    def training_states(self, item_seq: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States ``[N, C]`` at every real position, the items ``[N]`` that they are trained to predict, and those that
+        were taken before, as `Taken` has them, ``[N, L]``."""
         rows = rows_where(targets != 0)
-        return of(self.encode(item_seq).output, rows), targets.flatten()[rows]
+        return of(self.encode(item_seq).output, rows), targets.flatten()[rows], taken_up_to(item_seq, rows)
 
     def taught(self, item_seq: Tensor) -> tuple[Encoding, Tensor]:
         """Encoding ``[N, C]`` at the positions where this model may teach, and those positions as a mask ``[B, L]``."""
@@ -119,35 +120,22 @@ class SequenceRecommender(SequentialRecommender):
 
     def scores(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
         """Scores of all items after each sequence, ``[B, I]``."""
-        return self.with_repeat_bias(self.item_table.scores(self(item_seq, lengths)), item_seq)
+        return self.item_table.scores(self(item_seq, lengths), self.taken(item_seq))
 
-    def with_repeat_bias(self, scores: Tensor, item_seq: Tensor) -> Tensor:
-        """Scores ``[B, I]``, in place, with `repeat_bias` for the items of ids ``[B, L]``, once for each."""
-        return scores.scatter_(1, item_seq, scores.gather(1, item_seq) + self.repeat_bias)
+    def taken(self, item_seq: Tensor) -> Taken | None:
+        """What `repeat_bias` is added to after sequences of ids ``[B, L]``; None where it is 0."""
+        bias = float(self.repeat_bias)
+        return Taken(distinct(item_seq), bias) if bias else None
 
     def top_k(self, item_seq: Tensor, lengths: Tensor, k: int) -> TopK:
-        """The k items with the highest `scores` after each sequence, exactly, ``[B, k]``.
-
-        At most L items change their places by `repeat_bias`, so the best are among the k + L best without it and the
-        sequence's own.
-        """
-        states, bias = self(item_seq, lengths), float(self.repeat_bias)
-        if bias == 0:
-            return self.item_table.top_k(states, k)
-        top = self.item_table.top_k(states, min(k + item_seq.shape[1], self.n_items - 1))
-        items, scores = top.items, top.scores + bias * (top.items[:, :, None] == item_seq[:, None]).any(2)
-        if bias > 0:  # lower ones may rise
-            own = item_seq.sort(1).values
-            known = F.pad(own[:, 1:] == own[:, :-1], (1, 0)) | (own[:, :, None] == items[:, None]).any(2) | (own == 0)
-            of_own = (self.item_table.scores_of(states, own) + bias).masked_fill(known, -torch.inf)
-            items, scores = torch.cat([items, own], 1), torch.cat([scores, of_own], 1)
-        best = scores.topk(k)
-        return TopK(items.gather(1, best.indices), best.values, top.scored)
+        """The k items with the highest `scores` after each sequence, exactly, ``[B, k]``."""
+        return self.item_table.top_k(self(item_seq, lengths), k, self.taken(item_seq))
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Cross entropy of the next item, mean over every real position of the windows."""
-        states, labels = self.training_states(interaction[self.ITEM_SEQ], interaction[self.TARGETS])
-        return -self.item_table.log_probability(states, labels).mean()
+        states, labels, before = self.training_states(interaction[self.ITEM_SEQ], interaction[self.TARGETS])
+        bias = float(self.repeat_bias)
+        return -self.item_table.log_probability(states, labels, Taken(before, bias) if bias else None).mean()
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, ``[B, I]``."""
@@ -155,14 +143,9 @@ class SequenceRecommender(SequentialRecommender):
 
     def predict(self, interaction: Any) -> Tensor:
         """Scores of the given items, ``[B]``."""
-        states = self(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        scores = self.item_table.scores_of(states, interaction[self.ITEM_ID][:, None]).squeeze(1)
-        return scores + self.repeated(interaction)
-
-    def repeated(self, interaction: Any) -> Tensor:
-        """`repeat_bias` where the given item is in the sequence, else 0, ``[B]``."""
-        in_history = (interaction[self.ITEM_SEQ] == interaction[self.ITEM_ID][:, None]).any(1)
-        return self.repeat_bias * in_history
+        item_seq, items = interaction[self.ITEM_SEQ], interaction[self.ITEM_ID][:, None]
+        states = self(item_seq, interaction[self.ITEM_SEQ_LEN])
+        return self.item_table.scores_of(states, items, self.taken(item_seq)).squeeze(1)
 
 
 def with_past(x: Tensor, positions: int) -> Tensor:

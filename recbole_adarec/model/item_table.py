@@ -47,8 +47,53 @@ class TopK(NamedTuple):
     scored: float
 
 
+class Taken(NamedTuple):
+    """The items of N histories, and what their logits gain by that (`SequenceRecommender.repeat_bias`).
+
+    Attributes
+    ----------
+    items : Tensor
+        Ids, each once in its row, 0 elsewhere, int64 ``[N, L]``. For a part of the catalog: columns of its logits,
+        counted from 1.
+    bias : float
+        Below 0 where people do not take things again.
+    """
+
+    items: Tensor
+    bias: float
+
+    def of(self, rows: Tensor | slice) -> Taken:
+        """Those of some histories."""
+        return Taken(self.items[rows], self.bias)
+
+    def add_to(self, logits: Tensor, first: int = 0, temperature: float = 1.0) -> Tensor:
+        """Add the bias in place, to ``[N, I]`` with the columns of ids, or with `first` = 1 to those of a part."""
+        columns = (self.items - first).clamp_min_(0) if first else self.items
+        return logits.scatter_add_(1, columns, (self.items != 0).to(logits.dtype) * (self.bias / temperature))
+
+    def among(self, items: Tensor) -> Tensor:
+        """The bias where ids ``[N, K]`` are among the taken ones, else 0."""
+        return self.bias * (items[:, :, None] == self.items[:, None]).any(2)
+
+
+def distinct(item_seq: Tensor) -> Tensor:
+    """Ids ``[B, L]`` with 0 in place of those that came before in their row."""
+    before = (item_seq[:, :, None] == item_seq[:, None]).tril_(-1).any(2)
+    return item_seq.masked_fill(before, 0)
+
+
+def taken_up_to(item_seq: Tensor, rows: Tensor) -> Tensor:
+    """What was taken up to some of the B L positions of windows ``[B, L]``, as `Taken` has it, ``[N, L]``."""
+    width = item_seq.shape[1]
+    position = torch.arange(width, device=item_seq.device)
+    return distinct(item_seq)[rows // width] * (position <= (rows % width)[:, None])
+
+
 class ItemTable(nn.Module):
     """What every item table does.
+
+    Where histories are given as `Taken`, their bias is added to the logits of their items, in the softmax in which each
+    of them stands.
 
     Scores rank the items of one state; the padding item 0 is never among the best and has no probability.
 
@@ -88,19 +133,19 @@ class ItemTable(nn.Module):
         """Embed ids ``[...]`` as ``[..., C]``; padding is embedded as zeros."""
         raise NotImplementedError
 
-    def scores(self, states: Tensor) -> Tensor:
+    def scores(self, states: Tensor, taken: Taken | None = None) -> Tensor:
         """Scores of all items, ``[N, C]`` to ``[N, I]``."""
         raise NotImplementedError
 
-    def scores_of(self, states: Tensor, items: Tensor) -> Tensor:
+    def scores_of(self, states: Tensor, items: Tensor, taken: Taken | None = None) -> Tensor:
         """Scores of some items for each state: ids ``[N, K]`` to ``[N, K]``."""
         raise NotImplementedError
 
-    def log_probability(self, states: Tensor, items: Tensor) -> Tensor:
+    def log_probability(self, states: Tensor, items: Tensor, taken: Taken | None = None) -> Tensor:
         """Log-probability of one item for each state among all items, with all priors: ids ``[N]`` to ``[N]``."""
         raise NotImplementedError
 
-    def top_k(self, states: Tensor, k: int) -> TopK:
+    def top_k(self, states: Tensor, k: int, taken: Taken | None = None) -> TopK:
         """The k best items of each state, ``[N, C]``; k is at most I - 1."""
         raise NotImplementedError
 
@@ -170,20 +215,23 @@ class FullItemTable(ItemTable):
     def forward(self, items: Tensor) -> Tensor:
         return self.embedding(items)
 
-    def scores(self, states: Tensor) -> Tensor:
-        return F.linear(states, self.items, self.served * self.prior)
+    def scores(self, states: Tensor, taken: Taken | None = None) -> Tensor:
+        scores = F.linear(states, self.items, self.served * self.prior)
+        return scores if taken is None else taken.add_to(scores)
 
-    def scores_of(self, states: Tensor, items: Tensor) -> Tensor:
-        return (self(items) @ states[:, :, None]).squeeze(2) + self.served * self.prior[items]
+    def scores_of(self, states: Tensor, items: Tensor, taken: Taken | None = None) -> Tensor:
+        scores = (self(items) @ states[:, :, None]).squeeze(2) + self.served * self.prior[items]
+        return scores if taken is None else scores + taken.among(items)
 
-    def log_probability(self, states: Tensor, items: Tensor) -> Tensor:
-        logits = F.linear(states, self.items, self.prior)[:, 1:]
+    def log_probability(self, states: Tensor, items: Tensor, taken: Taken | None = None) -> Tensor:
+        logits = F.linear(states, self.items, self.prior)
+        logits = (logits if taken is None else taken.add_to(logits))[:, 1:]
         return logits.gather(1, items[:, None] - 1).squeeze(1) - logits.logsumexp(1)
 
     @torch.no_grad()
-    def top_k(self, states: Tensor, k: int) -> TopK:
+    def top_k(self, states: Tensor, k: int, taken: Taken | None = None) -> TopK:
         ids = torch.arange(1, self.n_items, device=states.device)
-        found = [_best(row, ids, k) for row in self.scores(states)[:, 1:]]
+        found = [_best(row, ids, k) for row in self.scores(states, taken)[:, 1:]]
         return TopK(torch.stack([items for items, _ in found]), torch.stack([scores for _, scores in found]), 1.0)
 
     def embeddings(self) -> list[Tensor]:
@@ -299,18 +347,27 @@ class AdaptiveItemTable(ItemTable):
                 found = found.index_copy(0, where, block(rows).to(found.dtype))
         return found.view(*items.shape, self.size)
 
-    def first_level(self, states: Tensor) -> Tensor:
+    def taken_of(self, taken: Taken, block: int) -> Taken:
+        """What of a block was taken, by columns of its logits, counted from 1."""
+        column = self.rank[taken.items].long() - self.starts[block] + 1  # padding is behind all blocks
+        return Taken(column * ((column > 0) & (column <= self.cut.sizes[block])), taken.bias)
+
+    def first_level(self, states: Tensor, taken: Taken | None = None) -> Tensor:
         """Logits of the head's items, most popular first, and of the tail blocks, ``[N, n_0 + J]``."""
-        return torch.cat([self.scored_blocks[0].logits(states), self.entries(states)], 1)
+        return torch.cat([self._logits(0, states, taken), self.entries(states)], 1)
 
-    def _within(self, block: int, states: Tensor) -> Tensor:
+    def _logits(self, block: int, states: Tensor, taken: Taken | None) -> Tensor:
+        logits: Tensor = self.scored_blocks[block].logits(states)
+        return logits if taken is None else self.taken_of(taken, block).add_to(logits, first=1)
+
+    def _within(self, block: int, states: Tensor, taken: Taken | None) -> Tensor:
         """Log-probability of a block's items among themselves, ``[N, n_j]``."""
-        return self.scored_blocks[block].logits(states).log_softmax(1)
+        return self._logits(block, states, taken).log_softmax(1)
 
-    def scores(self, states: Tensor) -> Tensor:
-        of_head, of_blocks = self._split(self.first_level(states).log_softmax(1))
+    def scores(self, states: Tensor, taken: Taken | None = None) -> Tensor:
+        of_head, of_blocks = self._split(self.first_level(states, taken).log_softmax(1))
         parts = [of_head]
-        parts += [of_blocks[:, j - 1 : j] + self._within(j, states) for j in range(1, len(self.blocks))]
+        parts += [of_blocks[:, j - 1 : j] + self._within(j, states, taken) for j in range(1, len(self.blocks))]
         padding = of_head.new_full((len(states), 1), -torch.inf)
         return torch.cat([*parts, padding], 1).index_select(1, self.rank) - self.withheld
 
@@ -318,12 +375,12 @@ class AdaptiveItemTable(ItemTable):
         head = self.cut.sizes[0]
         return first[:, :head], first[:, head:]
 
-    def scores_of(self, states: Tensor, items: Tensor) -> Tensor:
-        return self._log_probabilities(states, items) - self.withheld[items]
+    def scores_of(self, states: Tensor, items: Tensor, taken: Taken | None = None) -> Tensor:
+        return self._log_probabilities(states, items, taken) - self.withheld[items]
 
-    def _log_probabilities(self, states: Tensor, items: Tensor) -> Tensor:
+    def _log_probabilities(self, states: Tensor, items: Tensor, taken: Taken | None) -> Tensor:
         """Of some items for each state: ids ``[N, K]`` to ``[N, K]``."""
-        of_head, of_blocks = self._split(self.first_level(states).log_softmax(1))
+        of_head, of_blocks = self._split(self.first_level(states, taken).log_softmax(1))
         found = of_head.new_full((items.numel(),), -torch.inf)
         for j, (where, rows) in enumerate(self.places(items)):
             of_state = where // items.shape[1]
@@ -331,15 +388,15 @@ class AdaptiveItemTable(ItemTable):
                 found = found.index_copy(0, where, of_head[of_state, rows])
             elif len(where):
                 needed, state = of_state.unique(return_inverse=True)
-                within = self._within(j, states[needed])
+                within = self._within(j, states[needed], None if taken is None else taken.of(needed))
                 found = found.index_copy(0, where, of_blocks[of_state, j - 1] + within[state, rows])
         return found.view_as(items)
 
-    def log_probability(self, states: Tensor, items: Tensor) -> Tensor:
-        return self._log_probabilities(states, items[:, None]).squeeze(1)
+    def log_probability(self, states: Tensor, items: Tensor, taken: Taken | None = None) -> Tensor:
+        return self._log_probabilities(states, items[:, None], taken).squeeze(1)
 
     @torch.no_grad()
-    def top_k(self, states: Tensor, k: int) -> TopK:
+    def top_k(self, states: Tensor, k: int, taken: Taken | None = None) -> TopK:
         """The k best items of each state without scoring those that cannot be among them.
 
         No item of a block is more probable than ``p(block)`` times the largest ``p(x | block)`` that the extent of the
@@ -347,12 +404,12 @@ class AdaptiveItemTable(ItemTable):
         bound is below the k-th best found so far is left out.
         """
         withheld = 1 - self.served  # of each prior
-        of_head, of_blocks = self._split(self.first_level(states).log_softmax(1))
+        of_head, of_blocks = self._split(self.first_level(states, taken).log_softmax(1))
         of_head = of_head - withheld * self.scored_blocks[0].prior
-        bounds = [
-            of_blocks[:, j] + bound.highest(states) - withheld * bound.least_prior
-            for j, bound in enumerate(self._tail_bounds())
-        ]
+        bounds = []
+        for j, bound in enumerate(self._tail_bounds()):
+            own = None if taken is None else self.taken_of(taken, j + 1)
+            bounds.append(of_blocks[:, j] + bound.highest(states, own) - withheld * bound.least_prior)
         found = [_best(row, self.ids(0), k) for row in of_head]
         scored = len(states) * self.cut.sizes[0]
         for j in range(1, len(self.blocks)):
@@ -364,7 +421,8 @@ class AdaptiveItemTable(ItemTable):
             if not needed:
                 continue
             ids = self.ids(j)
-            within = of_blocks[needed, j - 1 : j] + self._within(j, states[needed])
+            of_needed = None if taken is None else taken.of(torch.tensor(needed, device=states.device))
+            within = of_blocks[needed, j - 1 : j] + self._within(j, states[needed], of_needed)
             within -= withheld * self.scored_blocks[j].prior
             scored += len(needed) * self.cut.sizes[j]
             for n, row in zip(needed, within, strict=True):
@@ -459,22 +517,35 @@ class _Bound:
     With u the state as the rows see it and a 1 behind it, e_x a row and its prior behind it, m their mean:
     ``log p(x | block) = u e_x - log sum exp(u e)``. The sum is at least ``n exp(u m)`` (Jensen), and ``u (e_x - m)``
     at most both ``|u| max |e - m|`` (Cauchy-Schwarz) and the sum over the channels of what their smallest and largest
-    value allow.
+    value allow. Where k items were taken already, with a bias r below 0, the sum is at least that over the others,
+    ``(n - k) exp(u m')`` with their mean m'; with r above 0 an item has r more at most.
     """
 
     def __init__(self, block: Block) -> None:
         rows = block.matrix
-        mean = rows.mean(0)
-        self.block, self.log_n = block, math.log(len(rows))
-        self.low, self.high = rows.amin(0) - mean, rows.amax(0) - mean
-        self.radius = (rows - mean).square().sum(1).max().sqrt()
+        self.mean = rows.mean(0)
+        self.block, self.rows = block, len(rows)
+        self.low, self.high = rows.amin(0) - self.mean, rows.amax(0) - self.mean
+        self.radius = (rows - self.mean).square().sum(1).max().sqrt()
         self.least_prior = block.prior.min()
 
-    def highest(self, states: Tensor) -> Tensor:
-        """The bound for each state, ``[N]``, at most 0."""
+    def highest(self, states: Tensor, taken: Taken | None = None) -> Tensor:
+        """The bound for each state, ``[N]``, at most 0; `taken` by columns of the block."""
         u = with_one(self.block.narrow(states))
         of_channels = u.clamp(min=0) @ self.high + u.clamp(max=0) @ self.low
-        return (torch.minimum(of_channels, u.norm(dim=1) * self.radius) - self.log_n).clamp(max=0)
+        above_mean = torch.minimum(of_channels, u.norm(dim=1) * self.radius)  # of a logit, at most
+        if taken is None:
+            return (above_mean - math.log(self.rows)).clamp(max=0)
+        if taken.bias > 0:
+            return (above_mean + taken.bias - math.log(self.rows)).clamp(max=0)
+        there = taken.items != 0
+        column = (taken.items - 1).clamp_min(0)
+        rows = torch.cat([self.block.embedding(column), self.block.prior[column][..., None]], -1)  # [N, L, d + 1]
+        of_taken = (rows @ u[:, :, None]).squeeze(2) - (u @ self.mean)[:, None]  # above that of the mean
+        others = self.rows - there.sum(1)
+        below = -(of_taken * there).sum(1) / others.clamp_min(1)  # how far m' is above m
+        bound = above_mean - below - others.clamp_min(1).log()
+        return torch.where(others > 0, bound, 0.0).clamp(max=0)
 
 
 def _best(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:

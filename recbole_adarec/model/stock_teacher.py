@@ -314,7 +314,8 @@ class StockTeacher(AdaRecTeacher):
         return self.full_sort_predict(rows)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        return self.with_repeat_bias(self.as_recbole_scores(interaction), interaction[self.ITEM_SEQ])
+        scores, taken = self.as_recbole_scores(interaction), self.taken(interaction[self.ITEM_SEQ])
+        return scores if taken is None else taken.add_to(scores)
 
     def as_recbole_scores(self, interaction: Any) -> Tensor:
         """The model's own scores of all items, ``[B, I]``."""
@@ -322,7 +323,8 @@ class StockTeacher(AdaRecTeacher):
         return scores.view(-1, self.n_items)
 
     def predict(self, interaction: Any) -> Tensor:
-        return self.stock.predict(interaction) + self.repeated(interaction)
+        scores, taken = self.stock.predict(interaction), self.taken(interaction[self.ITEM_SEQ])
+        return scores if taken is None else scores + taken.among(interaction[self.ITEM_ID][:, None]).squeeze(1)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         return self.stock.calculate_loss(interaction)

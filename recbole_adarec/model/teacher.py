@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import CausalConv, Encoding, SequenceRecommender
-from recbole_adarec.model.item_table import FullItemTable, full_table
+from recbole_adarec.model.item_table import FullItemTable, distinct, full_table
 
 T = TypeVar("T")
 
@@ -214,8 +214,8 @@ class BERT4RecTeacher(_TransformerTeacher):
     def last_state(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
         return self.gather_indexes(self.encode(self.ending_in_mask(item_seq, lengths)).output, lengths)
 
-    def training_states(self, item_seq: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """States at masked items of the whole window, inputs and last target together."""
+    def training_states(self, item_seq: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States at masked items of the whole window, inputs and last target together; taken are those it sees."""
         lengths = (item_seq != 0).sum(1, keepdim=True)
         whole = F.pad(item_seq, (0, 1)).scatter(1, lengths, targets.gather(1, lengths - 1))
         position = torch.arange(whole.shape[1], device=whole.device)
@@ -224,7 +224,8 @@ class BERT4RecTeacher(_TransformerTeacher):
         last_only = torch.rand(len(whole), 1, device=whole.device) < self.last_mask_ratio
         masked = torch.where(last_only, position == lengths, masked | (position == lengths)) & (whole != 0)
         states = self.encode(whole.masked_fill(masked, self.mask_item)).output
-        return states[masked], whole[masked]
+        window = masked.nonzero(as_tuple=True)[0]
+        return states[masked], whole[masked], distinct(whole.masked_fill(masked, 0))[window]
 
     def taught(self, item_seq: Tensor) -> tuple[Encoding, Tensor]:
         taught = prefix_ends(item_seq, self.taught_positions)

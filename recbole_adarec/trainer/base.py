@@ -62,6 +62,8 @@ class StageTrainer(Trainer):
         One record for each epoch: mean losses, ``valid_score`` where it was evaluated, and what a stage adds.
     item_loss : ItemLoss or BlockLoss
         The softmax over items.
+    repeat_bias : float
+        The model's, as the losses of an epoch have it: a device is not asked for it in every step.
     """
 
     stage = "training"
@@ -73,6 +75,7 @@ class StageTrainer(Trainer):
         super().__init__(config, model)
         self.history: list[dict[str, Any]] = []
         self._saved = True
+        self.repeat_bias: float = 0.0
         self._share_of_repeats: float | None = None
         self.bar: Any = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=bool(self.enable_scaler))
@@ -150,6 +153,7 @@ class StageTrainer(Trainer):
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float:
         self.model.train()
+        self.repeat_bias = float(self.model.repeat_bias)
         windows = self.windows(train_data)
         targets = int(train_data._dataset.windows.length[windows].sum())
         if self.bar is None:
@@ -233,6 +237,11 @@ class StageTrainer(Trainer):
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor * group.get("lr_scale", 1.0)
 
+    def start_repeat_bias(self, valid_data: Any) -> None:
+        """A first `repeat_bias`, until an epoch has been trained; a teacher's, or that of a file, is kept."""
+        if not self.model.repeat_bias:
+            self.fit_repeat_bias(valid_data)
+
     def fit_repeat_bias(self, valid_data: Any) -> None:
         """Without a ``repeat_bias``, let validation say how much less the items of a history are worth."""
         if self.config["repeat_bias"] is not None:
@@ -290,15 +299,19 @@ class StageTrainer(Trainer):
         getLogger().info(f"served_prior: {best} ({', '.join(f'{part}: {score}' for part, score in scores.items())})")
         return results[best]
 
-    def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
+    def fit(
+        self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any
+    ) -> tuple[float, dict[str, float] | None]:
         """RecBole's `fit`; the bar of the stage ends with it."""
         self._saved = kwargs.get("saved", True)
         self.item_loss.prepare(item_counts(train_data._dataset, self.model.n_items))
         distributed.copy_from_first([*self.model.parameters(), *self.model.buffers()])
         if distributed.world_size() > 1:  # every process its own dropout
             torch.manual_seed(self.config["seed"] + distributed.rank())
+        if valid_data is not None:
+            self.start_repeat_bias(valid_data)
         try:
-            return super().fit(train_data, *args, **kwargs)
+            return super().fit(train_data, valid_data, *args, **kwargs)
         finally:
             if self.bar is not None:
                 self.bar.close()

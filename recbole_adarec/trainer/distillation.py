@@ -11,9 +11,9 @@ from recbole_adarec import distributed
 from recbole_adarec.checkpoints import load_model
 from recbole_adarec.data.dataset import WindowDataset
 from recbole_adarec.distillation.cache import CachedTeacher, LiveTeacher, teacher_outputs
-from recbole_adarec.distillation.losses import Distiller, Losses, check_distillation
+from recbole_adarec.distillation.losses import Distiller, Losses, check_distillation, history
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.base import Encoding
+from recbole_adarec.model.base import Encoding, rows_where
 from recbole_adarec.model.teacher import AdaRecTeacher
 from recbole_adarec.trainer.base import Batch, StageTrainer
 
@@ -37,8 +37,10 @@ class DistillationTrainer(StageTrainer):
             self.teacher = self._load_teacher(config["teacher_path"])
             self.distiller = Distiller(
                 config, model.hidden_size, len(model.cells), self.teacher.hidden_size, self.teacher.distilled_layers,
-                self.teacher.item_table.matrix, self.teacher.item_embeddings,
+                self.teacher.item_table.matrix, float(self.teacher.repeat_bias), self.teacher.item_embeddings,
             ).to(self.device)  # fmt: skip
+            if config["repeat_bias"] is None:  # until the model's own has been fitted
+                model.repeat_bias.copy_(self.teacher.repeat_bias)
             if config["init_from_teacher"]:
                 self.distiller.start_from_teacher(model.item_table)
         self.optimizer = self._build_optimizer(params=self.trained_weights())
@@ -74,13 +76,15 @@ class DistillationTrainer(StageTrainer):
 
     def losses(self, encoding: Encoding, batch: Batch) -> Losses:
         """All losses of a batch that the model encoded as `encoding`."""
-        targets, table = batch.interaction[self.model.TARGETS], self.model.item_table
+        item_seq, targets = batch.interaction[self.model.ITEM_SEQ], batch.interaction[self.model.TARGETS]
+        table, bias = self.model.item_table, self.repeat_bias
         if self.distiller is None or self.outputs is None:
-            real = targets != 0
-            loss, ce, _ = self.item_loss(encoding.output[real], table, targets[real])
+            real = rows_where(targets != 0)
+            taken = history(item_seq, real, bias)
+            loss, ce, _ = self.item_loss(encoding.of(real).output, table, targets.flatten()[real], taken=taken)
             return Losses(loss, {"ce": ce}, None)
         lesson = self.outputs.lesson(batch.interaction)
-        return self.distiller(encoding, targets, table, lesson, self.item_loss, batch.share)
+        return self.distiller(encoding, item_seq, targets, table, lesson, self.item_loss, batch.share, bias)
 
     def move_layer_weights(self, losses: Losses) -> None:
         """Let u and v follow the costs of a batch."""

@@ -2,7 +2,9 @@
 
 Nobody rates a film twice, and RecBole ranks the films of a history all the same. A model that scores by the similarity
 of items gives them much of its softmax: on ml-100k .19 or .20, and .49 (a teacher) to .57 (its student) of the first
-places. What is missing is a number.
+places. What is missing is a number, added to the logits of those items. The losses have it too, so that a model need
+not learn to tell what was taken from what is like it: a teacher of ml-100k that is trained with -10 has a test NDCG@10
+of .1134 where one that was given its bias afterwards has .1034 (seed 2021: .1210 for .1102).
 """
 
 from __future__ import annotations
@@ -67,4 +69,5 @@ def fit_repeat_bias(model: Any, loader: Any, share: float) -> None:
     """
     model.repeat_bias.zero_()
     mass = min(max(mass_of_histories(model, loader), 1e-6), 1 - 1e-6)
-    model.repeat_bias.fill_(math.log(share / (1 - share)) - math.log(mass / (1 - mass)))
+    bias = math.log(share / (1 - share)) - math.log(mass / (1 - mass))
+    model.repeat_bias.fill_(round(bias, 3))  # sums of several processes are rounded otherwise

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from recbole_adarec.data.loading import Loaders
 from recbole_adarec.files import plain
+from recbole_adarec.model.item_table import Taken
 from recbole_adarec.trainer.base import Batch, GatheringCollector, StageTrainer
 
 
@@ -19,8 +20,9 @@ class AdaRecTeacherTrainer(StageTrainer):
 
     def batch_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         model, interaction = self.model, batch.interaction
-        states, labels = model.training_states(interaction[model.ITEM_SEQ], interaction[model.TARGETS])
-        loss, _, _ = self.item_loss(states, model.item_table, labels)
+        states, labels, before = model.training_states(interaction[model.ITEM_SEQ], interaction[model.TARGETS])
+        taken = Taken(before, self.repeat_bias) if self.repeat_bias else None
+        loss, _, _ = self.item_loss(states, model.item_table, labels, taken=taken)
         return loss, {}
 
 

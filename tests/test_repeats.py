@@ -7,6 +7,7 @@ import torch
 from recbole.utils import get_model, get_trainer
 
 from recbole_adarec.evaluation.users import user_scores
+from recbole_adarec.trainer.base import Batch
 from recbole_adarec.trainer.repeats import fit_repeat_bias, mass_of_histories, share_of_repeats
 from tests.conftest import make_config
 from tests.test_cprec import shaken
@@ -83,3 +84,20 @@ def test_a_given_bias_is_kept(ml100k):
     model = get_model("AdaRecStudent")(config, ml100k.train._dataset)
     get_trainer(config["MODEL_TYPE"], config["model"])(config, model).fit_repeat_bias(ml100k.valid)
     assert float(model.repeat_bias) == float(model.state_dict()["repeat_bias"]) == -1.0
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student", "cprec"])
+def test_the_losses_of_training_have_the_bias(ml100k, stage):
+    """Those of the trainers, with full and with adaptive tables, are minus the log-probabilities that a model has."""
+    config = make_config(stage, item_loss="full" if stage == "teacher" else "auto")
+    model = shaken(get_model(config["model"])(config, ml100k.train._dataset)).eval()
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    batch = Batch(ml100k.train._dataset[torch.arange(0, 60, 7)], 0, 1.0)
+    losses = []
+    for bias in (0.0, -3.0, 2.0):
+        model.repeat_bias.fill_(bias)
+        trainer.repeat_bias = bias
+        losses.append(float(trainer.batch_losses(batch)[0].detach()))
+        # A full table's loss has the padding item in its sum: one of 1,683, with a logit of 0.
+        assert losses[-1] == pytest.approx(float(model.calculate_loss(batch.interaction).detach()), rel=2e-3)
+    assert losses[1] < losses[0] < losses[2], "no film of MovieLens is rated twice"

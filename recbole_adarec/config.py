@@ -54,6 +54,9 @@ _OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
     "repeat_bias": (int, float),
     "item_blocks": (int, list),
     "item_widths": (list,),
+    "item_width_factor": (int, float),
+    "total_budget": (int, float),
+    "total_parameters": (int,),
     "teacher_path": (str,),
     "supernet_path": (str,),
     "clip_grad_norm": (dict,),
@@ -84,7 +87,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "sampled_above": (0, None), "sampled_items": (1, None), "eval_scores_mb": (1, None),
     "item_table_rate": (0, None), "popularity_prior": (0, None), "served_prior": (0, 1),
     "item_blocks": (2, None), "item_block_growth": (1e-3, None),
-    "item_width_factor": (1, None), "nproc": (1, None), "group_offset": (0, None),
+    "item_width_factor": (1, None), "total_budget": (0, None), "total_parameters": (1, None),
+    "nproc": (1, None), "group_offset": (0, None),
     "threads": (1, None), "latency_repeats": (1, None), "MAX_ITEM_LIST_LENGTH": (1, None),
 }  # fmt: skip
 

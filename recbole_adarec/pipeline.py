@@ -168,6 +168,10 @@ class Run:
             inputs["teacher_path"] = str(self.folder / "teacher.pth")
         if stage == "student":
             inputs["architecture"] = self.architecture.to_dict() if self.architecture else None
+            student = self.config("student")
+            if student["item_table"] == "adaptive" and student["total_budget"] is not None:
+                teacher = build_model(load_state(self.folder / "teacher.pth", expected=STAGES["teacher"]))
+                inputs["total_parameters"] = int(student["total_budget"] * count_parameters(teacher)["total"])
             if (self.folder / "search.pth").is_file():
                 inputs["supernet_path"] = str(self.folder / "search.pth")
         return inputs

@@ -41,7 +41,7 @@ def shaken(model):
 @pytest.mark.parametrize("sharing", LAYER_SHARING)
 @pytest.mark.parametrize("stage", ["cprec", "teacher"])
 def test_convolutions_are_shared_and_layer_norms_are_not(ml100k, sharing, stage):
-    _, model = built(ml100k, stage, layer_sharing=sharing)
+    _, model = built(ml100k, stage, layer_sharing=sharing, item_width_factor=2.0)
     blocks, convolution = 16, 3 * 64 * 64 + 64
     own = {"none": 32, "cross_layer": 1, "cross_block": 2, "adjacent_layer": 16, "adjacent_block": 16}[sharing]
     assert count_parameters(model)["layers"] == own * convolution + blocks * (4 * 64 + 1)
@@ -68,6 +68,17 @@ def test_a_model_is_rebuilt_from_its_file_alone(ml100k, tmp_path, values):
         assert score == pytest.approx(float(scores[int(token)]), abs=1e-5) == pytest.approx(float(best), abs=1e-5)
 
 
+@pytest.mark.parametrize("sharing", ["cross_block", "cross_layer"])
+@pytest.mark.parametrize("budget", [0.25, 0.125, 0.0625])
+def test_a_model_spends_its_budget_and_no_more(ml100k, budget, sharing):
+    """Of a NextItNet with a full table, which the sharing must not make smaller."""
+    _, whole = built(ml100k, "teacher")
+    _, model = built(ml100k, total_budget=budget, layer_sharing=sharing)
+    share = count_parameters(model)["total"] / count_parameters(whole)["total"]
+    full = set(model.item_table.cut.widths) == {model.hidden_size}
+    assert share <= budget and (share > 0.98 * budget or full)
+
+
 def test_no_output_depends_on_later_items(ml100k):
     _, model = built(ml100k)
     shaken(model)
@@ -80,7 +91,7 @@ def test_no_output_depends_on_later_items(ml100k):
 def test_files_hold_shared_weights_once(ml100k, tmp_path):
     size = {}
     for sharing in ("none", "cross_block"):
-        config, model = built(ml100k, layer_sharing=sharing)
+        config, model = built(ml100k, layer_sharing=sharing, item_width_factor=2.0)
         save_model(tmp_path / sharing, model, config)
         size[sharing] = (tmp_path / sharing).stat().st_size - 4 * count_parameters(model)["total"]
     assert abs(size["none"] - size["cross_block"]) < 50_000  # not the megabyte that they would take again
@@ -121,6 +132,17 @@ def test_a_run_with_an_adaptive_table_learns_from_a_full_teacher_and_reports_bot
         "item_loss adaptive: blocks of items x channels 3 x 16, 6 x 8, 11 x 4" in (tmp_path / "run/log.txt").read_text()
     )
     assert len(load_student(tmp_path / "run").recommend(["3", "4"], k=20)) == 20
+
+
+def test_a_student_with_an_adaptive_table_has_its_share_of_the_teachers_parameters(tiny, tmp_path):
+    values = SMALL | {
+        "data_path": str(tiny), "item_table": "adaptive", "item_width_factor": None, "total_budget": 0.06,
+        "epochs": 1, "candidates": 1, "cost_budget": 0.03, "candidate_sizes": None,
+    }  # fmt: skip
+    report = run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
+    teacher, student = (model["parameters"]["total"] for model in report["models"])
+    assert 0.05 * teacher < student <= 0.06 * teacher
+    assert len(load_student(tmp_path / "run").recommend(["3", "4"], k=20)) == 20, "its file says how wide its rows are"
 
 
 def test_a_teacher_without_residual_blocks_shares_none(ml100k):

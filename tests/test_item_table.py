@@ -21,6 +21,7 @@ from recbole_adarec.model.item_table import (
     distinct,
     item_table,
     popularity_prior,
+    table_parameters,
     with_one,
 )
 from tests.conftest import make_config
@@ -300,6 +301,24 @@ def test_the_cut_of_a_catalog(values, sizes, widths):
     assert cut_blocks(make_config("cprec", **values), 100, 64) == Blocks(sizes, widths)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("size", [64, 48])
+@pytest.mark.parametrize("limit", [100_000, 80_000, 40_000, 20_000, 6_000])
+def test_blocks_are_as_wide_as_a_limit_allows(limit, size, tied):
+    config = make_config("cprec", item_output="tied" if tied else "untied")
+    blocks = cut_blocks(config, 1682, size, limit)
+    table = AdaptiveItemTable(1683, size, blocks, tied=tied)
+    found = sum(parameter.numel() for parameter in table.parameters())
+    assert found == table_parameters(blocks, size, tied) <= limit
+    assert list(blocks.widths) == sorted(blocks.widths, reverse=True) and blocks.widths[0] <= size
+    assert found > 0.85 * limit or set(blocks.widths) == {size} or limit == 6_000, "nothing is left lying"
+
+
+def test_a_given_factor_or_width_is_kept_under_a_limit():
+    assert cut_blocks(make_config("cprec", item_width_factor=4.0), 100, 64, 10).widths == (64, 16, 4, 1)
+    assert cut_blocks(make_config("cprec", item_widths=[9, 8, 7, 6]), 100, 64, 10).widths == (9, 8, 7, 6)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -313,6 +332,11 @@ def test_the_cut_of_a_catalog(values, sizes, widths):
 def test_a_cut_that_does_not_fit_is_refused(values, message):
     with pytest.raises(AdaRecError, match=message):
         cut_blocks(make_config("cprec", **values), 4, 64)
+
+
+def test_a_limit_below_the_narrowest_rows_is_refused():
+    with pytest.raises(AdaRecError, match=r"total_budget: it leaves 1000 parameters for the 1682 items, .* at least"):
+        cut_blocks(make_config("cprec"), 1682, 64, 1000)
 
 
 @pytest.mark.parametrize(

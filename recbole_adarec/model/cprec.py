@@ -17,7 +17,7 @@ class CpRec(SequenceRecommender):
     Parameters
     ----------
     config : recbole.config.Config
-        ``hidden_size``, ``dropout_prob``, the keys of `residual_blocks` and of
+        ``hidden_size``, ``dropout_prob``, ``total_budget``, the keys of `residual_blocks` and of
         `recbole_adarec.model.item_table.item_table` (properties/model/CpRec.yaml).
     dataset : WindowDataset
         The training part: it gives the number of items, and their popularity.
@@ -26,8 +26,13 @@ class CpRec(SequenceRecommender):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.hidden_size: int = config["hidden_size"]
-        self.item_table = item_table(config, dataset, self.n_items, self.hidden_size)
         self.blocks = residual_blocks(config)
+        limit = None
+        if config["total_budget"] is not None:
+            unshared = sum(p.numel() for block in self.blocks for part in block.children() for p in part.parameters())
+            whole = self.n_items * self.hidden_size + unshared + len(self.blocks)  # each block has an eps
+            limit = int(config["total_budget"] * whole) - sum(p.numel() for p in self.blocks.parameters())
+        self.item_table = item_table(config, dataset, self.n_items, self.hidden_size, limit)
         self.dropout = nn.Dropout(config["dropout_prob"])
 
     def encode(self, item_seq: Tensor) -> Encoding:

@@ -26,13 +26,16 @@ class CellStack(SequenceRecommender):
         Channels C.
     cells : list of Cell
         The S cells.
+    parameters : int, optional
+        Those that it may have in all, with an adaptive item table.
     """
 
-    def __init__(self, config: Any, dataset: Any, size: int, cells: list[Cell]) -> None:
+    def __init__(self, config: Any, dataset: Any, size: int, cells: list[Cell], parameters: int | None = None) -> None:
         super().__init__(config, dataset)
         self.hidden_size = size
-        self.item_table = item_table(config, dataset, self.n_items, size)
         self.cells: Any = nn.ModuleList(cells)
+        limit = None if parameters is None else parameters - sum(p.numel() for p in self.cells.parameters())
+        self.item_table = item_table(config, dataset, self.n_items, size, limit)
         self.dropout = nn.Dropout(config["dropout_prob"])
 
     def encode_edges(
@@ -59,7 +62,8 @@ class AdaRecStudent(CellStack):
     Parameters
     ----------
     config : recbole.config.Config
-        ``architecture`` is an `Architecture`, its dictionary, or the path of its file.
+        ``architecture`` is an `Architecture`, its dictionary, or the path of its file; ``total_parameters`` is what
+        a student with an adaptive item table may have in all.
     dataset : recbole.data.dataset.Dataset
         Gives the number of items.
     """
@@ -71,7 +75,7 @@ class AdaRecStudent(CellStack):
             live = live_edges(operations, architecture.nodes)
             kept = [[name] if alive else [] for name, alive in zip(operations, live, strict=True)]
             cells.append(Cell(architecture.hidden_size, kept, architecture.nodes))
-        super().__init__(config, dataset, architecture.hidden_size, cells)
+        super().__init__(config, dataset, architecture.hidden_size, cells, config["total_parameters"])
         self.architecture = architecture
         # At one request a time a look-up, or the bookkeeping of a module's call, costs as much as the arithmetic.
         self._plan = [

@@ -169,7 +169,8 @@ class Run:
         if stage == "student":
             inputs["architecture"] = self.architecture.to_dict() if self.architecture else None
             student = self.config("student")
-            if student["item_table"] == "adaptive" and student["total_budget"] is not None:
+            of_teacher = student["total_parameters"] is None and student["total_budget"] is not None
+            if student["item_table"] == "adaptive" and of_teacher:
                 teacher = build_model(load_state(self.folder / "teacher.pth", expected=STAGES["teacher"]))
                 inputs["total_parameters"] = int(student["total_budget"] * count_parameters(teacher)["total"])
             if (self.folder / "search.pth").is_file():

@@ -13,7 +13,7 @@ from recbole_adarec.distillation.block_losses import TeacherBlocks, block_scores
 from recbole_adarec.distillation.item_losses import TeacherSoftmax
 from recbole_adarec.distillation.transport import LayerDistance
 from recbole_adarec.model.base import rows_where
-from recbole_adarec.model.item_table import AdaptiveItemTable, ItemTable, Taken, taken_up_to, with_one
+from recbole_adarec.model.item_table import AdaptiveItemTable, ItemTable, history, with_one
 from recbole_adarec.model.teacher import AdaRecTeacher
 
 
@@ -114,8 +114,7 @@ class CachedTeacher:
             here = slice(done, done + len(places))
             self.store[here] = torch.cat([lesson.embedding, *lesson.layers, lesson.output], -1)
             self.terms[here] = lesson.terms.T
-            bias = float(teacher.repeat_bias)
-            taken = Taken(taken_up_to(interaction[self.item_seq], lesson.rows), bias) if bias else None
+            taken = history(interaction[self.item_seq], lesson.rows, float(teacher.repeat_bias))
             if self.softmax is not None and temperature is not None:
                 logits = with_one(lesson.output) @ table.T
                 if taken is not None:

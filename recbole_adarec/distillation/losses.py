@@ -17,7 +17,7 @@ from recbole_adarec.distillation.cache import Lesson
 from recbole_adarec.distillation.transport import DISTANCES, MAPPINGS
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding, rows_where
-from recbole_adarec.model.item_table import ItemTable, Taken, taken_up_to
+from recbole_adarec.model.item_table import ItemTable, history
 
 
 class Losses(NamedTuple):
@@ -169,11 +169,6 @@ class Distiller(nn.Module):
             parts["hidden"] = loss.detach()
             total = total + self.gamma * loss
         return Losses(total, parts, distances)
-
-
-def history(item_seq: Tensor, rows: Tensor, *biases: float) -> Taken | None:
-    """What was taken up to some positions of windows, with the first of some biases; None where all are 0."""
-    return Taken(taken_up_to(item_seq, rows), biases[0]) if any(biases) else None
 
 
 def check_distillation(config: Any) -> None:

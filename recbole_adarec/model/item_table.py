@@ -90,6 +90,11 @@ def taken_up_to(item_seq: Tensor, rows: Tensor) -> Tensor:
     return distinct(item_seq)[rows // width] * (position <= (rows % width)[:, None])
 
 
+def history(item_seq: Tensor, rows: Tensor, *biases: float) -> Taken | None:
+    """What was taken up to some positions of windows, with the first of some biases; None where all are 0."""
+    return Taken(taken_up_to(item_seq, rows), biases[0]) if any(biases) else None
+
+
 class ItemTable(nn.Module):
     """What every item table does.
 
@@ -535,17 +540,16 @@ class _Bound:
         u = with_one(self.block.narrow(states))
         of_channels = u.clamp(min=0) @ self.high + u.clamp(max=0) @ self.low
         above_mean = torch.minimum(of_channels, u.norm(dim=1) * self.radius)  # of a logit, at most
-        if taken is None:
-            return (above_mean - math.log(self.rows)).clamp(max=0)
-        if taken.bias > 0:
-            return (above_mean + taken.bias - math.log(self.rows)).clamp(max=0)
+        if taken is None or taken.bias > 0:
+            gained = 0.0 if taken is None else taken.bias
+            return (above_mean + gained - math.log(self.rows)).clamp(max=0)
         there = taken.items != 0
         column = (taken.items - 1).clamp_min(0)
         rows = torch.cat([self.block.embedding(column), self.block.prior[column][..., None]], -1)  # [N, L, d + 1]
         of_taken = (rows @ u[:, :, None]).squeeze(2) - (u @ self.mean)[:, None]  # above that of the mean
         others = self.rows - there.sum(1)
-        below = -(of_taken * there).sum(1) / others.clamp_min(1)  # how far m' is above m
-        bound = above_mean - below - others.clamp_min(1).log()
+        below = (of_taken * there).sum(1) / others.clamp_min(1)  # how far m' is below m
+        bound = above_mean + below - others.clamp_min(1).log()
         return torch.where(others > 0, bound, 0.0).clamp(max=0)
 
 

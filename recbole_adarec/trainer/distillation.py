@@ -11,9 +11,10 @@ from recbole_adarec import distributed
 from recbole_adarec.checkpoints import load_model
 from recbole_adarec.data.dataset import WindowDataset
 from recbole_adarec.distillation.cache import CachedTeacher, LiveTeacher, teacher_outputs
-from recbole_adarec.distillation.losses import Distiller, Losses, check_distillation, history
+from recbole_adarec.distillation.losses import Distiller, Losses, check_distillation
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding, rows_where
+from recbole_adarec.model.item_table import history
 from recbole_adarec.model.teacher import AdaRecTeacher
 from recbole_adarec.trainer.base import Batch, StageTrainer
 

@@ -26,7 +26,7 @@ from recbole_adarec.study import METRICS, USERS_FORMAT, Arm, Result, Study, chos
 NEXTITNET = "NextItNet"
 GROWTHS = (1.0, 2.0, 4.0)  # item_block_growth,
 FACTORS = (2.0, 4.0)  # and item_width_factor
-BUDGETS = (0.125, 0.0625)  # total_budget, besides the default
+BUDGETS = (0.25, 0.0625)  # total_budget, besides the default
 
 
 class ModelRun(Run):
@@ -114,12 +114,13 @@ def cprec_arms(values: Mapping[str, Any]) -> list[Arm]:
     config = stage_config(dict(values), "cprec")
     arms = [Arm(NEXTITNET, {"model": "AdaRecTeacher", "backbone": NEXTITNET}), Arm("CpRec", {"model": "CpRec"})]
     changes: dict[str, dict[str, Any]] = {
-        # What is shared less leaves nothing for the items: these have the table of "growth 2, width factor 2".
+        # What is shared less leaves nothing for the items: these have whole rows, in codes of one channel.
         **{
-            f"sharing {name}": {"layer_sharing": name, "item_width_factor": 2.0}
+            f"sharing {name}": {"layer_sharing": name, "item_width_factor": 1.0, "item_codes": 1}
             for name in LAYER_SHARING if name != config["layer_sharing"]
         },
         **{f"total budget {budget:g}": {"total_budget": budget} for budget in BUDGETS},
+        "no codes": {"item_codes": 0},
         "full table": {"item_table": "full"},
         **{
             f"growth {growth:g}, width factor {factor:g}": {"item_block_growth": growth, "item_width_factor": factor}

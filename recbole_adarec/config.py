@@ -54,6 +54,7 @@ _OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
     "repeat_bias": (int, float),
     "item_blocks": (int, list),
     "item_widths": (list,),
+    "item_codes": (int, list),
     "item_width_factor": (int, float),
     "total_budget": (int, float),
     "total_parameters": (int,),
@@ -77,7 +78,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "hidden_size": (1, None), "cells": (1, None), "nodes": (1, 64), "distilled_layers": (1, None),
     "block_num": (1, None), "kernel_size": (1, None), "n_layers": (1, None), "n_heads": (1, None),
     "inner_size": (1, None), "taught_positions": (1, None), "mask_ratio": (0, 1), "last_mask_ratio": (0, 1),
-    "dropout_prob": (0, 0.99), "epochs": (0, None), "train_batch_size": (1, None), "eval_batch_size": (1, None),
+    "dropout_prob": (0, 0.99), "full_dropout_at": (0, None),
+    "epochs": (0, None), "train_batch_size": (1, None), "eval_batch_size": (1, None),
     "learning_rate": (0, None), "learning_rate_decay": (0, 1), "alpha_learning_rate": (0, None),
     "alpha_users": (0, 1), "alpha_warmup": (0, 1), "gumbel_decay": (0, 1), "gumbel_temperature": (1e-3, None),
     "gamma": (0, 1), "beta": (0, None), "cost_budget": (0, None), "cost_floor": (0, 1),
@@ -86,7 +88,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "kd_temperature": (1e-3, None), "teacher_cache_mb": (0, None),
     "sampled_above": (0, None), "sampled_items": (1, None), "eval_scores_mb": (1, None),
     "item_table_rate": (0, None), "popularity_prior": (0, None), "served_prior": (0, 1),
-    "item_blocks": (2, None), "item_block_growth": (1e-3, None),
+    "item_blocks": (2, None), "item_codes": (0, None), "item_block_growth": (1e-3, None),
     "item_width_factor": (1, None), "total_budget": (0, None), "total_parameters": (1, None),
     "nproc": (1, None), "group_offset": (0, None),
     "threads": (1, None), "latency_repeats": (1, None), "MAX_ITEM_LIST_LENGTH": (1, None),
@@ -342,9 +344,9 @@ def _check_value(key: str, name: str, value: Any, default: Any, where: str) -> N
         check_operations(value, f"{key} in {where}")
     if key == "teacher_item_table" and value != "full":
         raise AdaRecError(f"{key} in {where} is {value!r}; a teacher's table is full, its student's may be adaptive")
-    if name in ("item_blocks", "item_widths") and isinstance(value, list):
+    if name in ("item_blocks", "item_widths", "item_codes") and isinstance(value, list):
         whole = all(isinstance(number, (int, float)) and number > 0 for number in value)
-        if not value or not whole or (name == "item_widths" and not all(isinstance(n, int) for n in value)):
+        if not value or not whole or (name != "item_blocks" and not all(isinstance(n, int) for n in value)):
             raise AdaRecError(f"{key} in {where} is {value!r}, expected a list of positive numbers")
     if name == "candidate_sizes" and not (value and all(isinstance(size, int) and size > 0 for size in value)):
         raise AdaRecError(f"{key} in {where} is {value!r}, expected whole numbers of at least 1")

@@ -279,6 +279,7 @@ class Run:
         trainer = self._trainer(config, data := self.data.for_stage(config))
         trainer.start_repeat_bias(self.data.valid)
         trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
+        trainer.model.item_table.encode()
         trainer.fit_repeat_bias(self.data.valid)
         scores = user_scores(trainer.model.eval(), self.data.valid)  # all rows, in every process
         return distributed.from_first(float(scores.log_likelihood.mean()))

@@ -74,6 +74,7 @@ def test_a_model_spends_its_budget_and_no_more(ml100k, budget, sharing):
     """Of a NextItNet with a full table, which the sharing must not make smaller."""
     _, whole = built(ml100k, "teacher")
     _, model = built(ml100k, total_budget=budget, layer_sharing=sharing)
+    model.item_table.encode()
     share = count_parameters(model)["total"] / count_parameters(whole)["total"]
     full = set(model.item_table.cut.widths) == {model.hidden_size}
     assert share <= budget and (share > 0.98 * budget or full)

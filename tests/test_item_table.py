@@ -14,6 +14,7 @@ from recbole_adarec.config import resolve
 from recbole_adarec.data.dataset import item_counts
 from recbole_adarec.distillation.block_losses import BlockLoss, block_losses, block_scores
 from recbole_adarec.evaluation.users import user_scores
+from recbole_adarec.model.item_codes import codes_parameters, encode
 from recbole_adarec.model.item_table import (
     AdaptiveItemTable,
     Blocks,
@@ -275,6 +276,77 @@ def test_blocks_that_cannot_hold_the_best_are_left_out_and_bounds_follow_the_wei
     assert found.scored > 5 / 39 and torch.equal(found.items, by_sorting(table, h, 5)[0])
 
 
+# ---------------------------------------------------------------------- codes
+
+CODED = CUT._replace(widths=(SIZE,) * 3, codes=(1, 2, 3))
+
+
+def rows_of(table):
+    return [weight.detach().clone() for weight in table.embeddings()]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 8])
+@pytest.mark.parametrize("rows", [3, 700])
+def test_every_piece_of_a_row_is_the_nearest_of_the_codebook(rows, channels):
+    table = torch.randn(rows, SIZE) * torch.rand(SIZE)
+    codes = encode(table, channels)
+    assert codes.codes.dtype == torch.uint8 and codes.codes.shape == (rows, -(-SIZE // channels))
+    assert sum(part.numel() for part in codes[1:]) + -(-codes.codes.numel() // 4) == codes_parameters(
+        rows, SIZE, channels
+    )
+    pieces = F.pad(table / codes.scale, (0, -SIZE % channels)).view(-1, channels)
+    nearest = torch.cdist(pieces, codes.book, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    found = (pieces - codes.book[codes.codes.flatten().int()]).norm(dim=1)
+    torch.testing.assert_close(found, nearest, atol=1e-5, rtol=1e-4)
+    again = encode(table, channels)
+    assert all(torch.equal(a, b) for a, b in zip(codes, again, strict=True))
+    if rows * codes.codes.shape[1] <= 256:
+        torch.testing.assert_close(codes.rows(), table, msg="as many pieces as there are need not lose anything")
+
+
+def test_finer_codes_lose_less():
+    table = torch.randn(900, 12)
+    lost = [float((encode(table, channels).rows() - table).square().mean()) for channels in (1, 2, 3, 4, 6)]
+    assert lost == sorted(lost) and lost[0] < 0.001 and lost[-1] < 1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_encoded_table_comes_back_as_it_was_from_a_smaller_state(tied):
+    torch.manual_seed(1)
+    table = adaptive(tied, Blocks((100, 300, 600), (SIZE,) * 3, (1, 2, 4)), 1001).float()
+    before, whole, h = rows_of(table), table.parameter_count(), torch.randn(5, SIZE)
+    assert table.encode() and table.encode(), "once more changes little"
+    assert all((a - b).square().mean() < 0.2 * b.square().mean() for a, b in zip(rows_of(table), before, strict=True))
+    state = table.state_dict()
+    assert not [name for name in state if name.endswith("embedding.weight")]
+    stored = sum(part.numel() * part.element_size() for name, part in state.items() if ".embedding." in name)
+    assert stored < 0.4 * sum(4 * rows.numel() for rows in before) and table.parameter_count() < 0.5 * whole
+    other = adaptive(tied, table.cut, 1001).float()
+    other.load_state_dict(state)
+    assert torch.equal(other.scores(h), table.scores(h)) and other.parameter_count() == table.parameter_count()
+    assert all(torch.equal(part, state[name]) for name, part in other.state_dict().items())
+
+
+def test_rows_that_were_trained_after_encoding_are_kept_as_they_are():
+    table = adaptive(cut=CODED).float()
+    table.encode()
+    with torch.no_grad():
+        table.blocks[1].embedding.weight[0, 0] += 1
+    state = table.state_dict()
+    assert "blocks.1.embedding.weight" in state and "blocks.2.embedding.codes" in state
+    other = adaptive(cut=CODED).float()
+    other.encode()
+    other.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(rows_of(other), rows_of(table), strict=True))
+    assert other.blocks[1].embedding.codes is None and other.parameter_count() == table.parameter_count()
+
+
+def test_without_codes_nothing_is_encoded(table):
+    before = {name: part.clone() for name, part in table.state_dict().items()}
+    assert not table.encode()
+    assert all(torch.equal(part, before[name]) for name, part in table.state_dict().items())
+
+
 # ---------------------------------------------------------------------- start, cut, popularity
 
 
@@ -303,20 +375,32 @@ def test_the_cut_of_a_catalog(values, sizes, widths):
     assert cut_blocks(make_config("cprec", **values), 100, 64) == Blocks(sizes, widths)
 
 
+@pytest.mark.parametrize("codes", [None, 0])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("size", [64, 48])
-@pytest.mark.parametrize("limit", [100_000, 80_000, 40_000, 20_000, 6_000])
-def test_blocks_are_as_wide_as_a_limit_allows(limit, size, tied):
-    config = make_config("cprec", item_output="tied" if tied else "untied")
+@pytest.mark.parametrize("limit", [200_000, 100_000, 80_000, 40_000, 20_000, 6_000])
+def test_a_table_has_what_a_limit_allows(limit, size, tied, codes):
+    config = make_config("cprec", item_output="tied" if tied else "untied", item_codes=codes)
     blocks = cut_blocks(config, 1682, size, limit)
     table = AdaptiveItemTable(1683, size, blocks, tied=tied)
-    found = sum(parameter.numel() for parameter in table.parameters())
-    assert found == table_parameters(blocks, size, tied) <= limit
-    assert list(blocks.widths) == sorted(blocks.widths, reverse=True) and blocks.widths[0] <= size
-    assert found > 0.85 * limit or set(blocks.widths) == {size} or limit == 6_000, "nothing is left lying"
+    assert table.encode() == bool(blocks.codes)
+    assert table.parameter_count() == table_parameters(blocks, size, tied) <= limit
+    if blocks.codes:
+        assert set(blocks.widths) == {size} and list(blocks.codes) == sorted(blocks.codes)
+        finer = [tuple(max(c - (j == k), 1) for k, c in enumerate(blocks.codes)) for j in range(4)]
+        assert all(
+            table_parameters(blocks._replace(codes=f), size, tied) > limit for f in finer if f != blocks.codes
+        ), "nothing is left lying"
+    else:
+        assert list(blocks.widths) == sorted(blocks.widths, reverse=True) and blocks.widths[0] <= size
+        nothing_left = table.parameter_count() > 0.85 * limit or set(blocks.widths) == {size} or limit == 6_000
+        assert nothing_left and (codes == 0 or limit <= 20_000 or set(blocks.widths) == {size})
 
 
-def test_a_given_factor_or_width_is_kept_under_a_limit():
+def test_a_given_factor_width_or_code_is_kept_under_a_limit():
+    assert cut_blocks(make_config("cprec", item_codes=3), 100, 64, 10) == Blocks((7, 13, 27, 53), (64,) * 4, (3,) * 4)
+    with_both = make_config("cprec", item_codes=[1, 1, 2, 4], item_width_factor=2.0)
+    assert cut_blocks(with_both, 100, 64) == Blocks((7, 13, 27, 53), (64, 32, 16, 8), (1, 1, 2, 4))
     assert cut_blocks(make_config("cprec", item_width_factor=4.0), 100, 64, 10).widths == (64, 16, 4, 1)
     assert cut_blocks(make_config("cprec", item_widths=[9, 8, 7, 6]), 100, 64, 10).widths == (9, 8, 7, 6)
 
@@ -329,6 +413,8 @@ def test_a_given_factor_or_width_is_kept_under_a_limit():
         ({"item_blocks": [2, 9]}, r"item_blocks: \[2, 9\]"),
         ({"item_blocks": 2, "item_widths": [64, 65]}, r"item_widths: \[64, 65\] for 2 blocks and 64 channels"),
         ({"item_blocks": 2, "item_widths": [64]}, r"give 2 widths from 1 to 64"),
+        ({"item_blocks": 2, "item_codes": [2]}, r"item_codes: \[2\] for 2 blocks and 64 channels; .* 1 to 64, or 2 of"),
+        ({"item_blocks": 2, "item_codes": 65}, r"item_codes: 65 for 2 blocks"),
     ],
 )
 def test_a_cut_that_does_not_fit_is_refused(values, message):
@@ -345,6 +431,7 @@ def test_a_limit_below_the_narrowest_rows_is_said_to_be_missed(ml100k, caplog):
 
 @pytest.mark.parametrize(
     "values", [{"item_blocks": 1}, {"item_blocks": []}, {"item_widths": [1.5]}, {"item_table": "half"},
+               {"item_codes": [1.5]}, {"item_codes": -1},
                {"teacher_item_table": "adaptive"}, {"layer_sharing": "all"}, {"item_output": "both"}],
 )  # fmt: skip
 def test_wrong_values_are_refused(values):

@@ -51,7 +51,7 @@ class BlockLoss:
             )
         batch = config["train_batch_size"] + config["MAX_ITEM_LIST_LENGTH"]
         self.rows = batch if config["item_loss"] == "full" else rows_at_a_time(max(table.cut.sizes), batch, device)
-        of_blocks = ", ".join(f"{n} x {d}" for n, d in zip(*table.cut, strict=True))
+        of_blocks = ", ".join(f"{n} x {d}" for n, d in zip(table.cut.sizes, table.cut.widths, strict=True))
         getLogger().info(f"item_loss adaptive: blocks of items x channels {of_blocks}, {self.rows} positions at a time")
 
     def prepare(self, counts: Tensor) -> None:

@@ -15,11 +15,12 @@ from recbole_adarec.model.cost import counted_macs
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Trainable parameters: total, those of the item table, and those of the layers (all others)."""
+    """Trainable parameters: total, those of the item table (see `ItemTable.parameter_count`), and of the layers."""
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if isinstance(model, SequenceRecommender):
-        table = sum(p.numel() for p in model.item_table.parameters() if p.requires_grad)
-        return {"total": total, "item_table": table, "layers": total - table}
+        layers = total - sum(p.numel() for p in model.item_table.parameters() if p.requires_grad)
+        table = model.item_table.parameter_count()
+        return {"total": table + layers, "item_table": table, "layers": layers}
     n_items = getattr(model, "n_items", None)  # a RecBole model names its parts as it likes
     table = sum(
         module.weight.numel()

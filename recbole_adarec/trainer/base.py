@@ -271,6 +271,16 @@ class StageTrainer(Trainer):
             return False
         return score >= best - math.sqrt(best * (1 - best) / rows)
 
+    def encode_items(self, valid_data: Any, valid: dict[str, float]) -> dict[str, float]:
+        """Make the item table what is kept of it; `valid` or, where that is less than was trained, its result anew."""
+        if not self.model.item_table.encode():
+            return valid
+        encoded = dict(self.evaluate(valid_data, load_best_model=False))
+        scores = [calculate_valid_score(result, self.valid_metric) for result in (valid, encoded)]
+        codes = ", ".join(map(str, self.model.item_table.cut.codes))
+        getLogger().info(f"item_codes: of {codes} channels; {self.valid_metric} {scores[0]} before, {scores[1]} with")
+        return encoded
+
     def choose_served_prior(self, valid_data: Any, valid: dict[str, float]) -> dict[str, float]:
         """Without a ``served_prior``, let validation choose the part of the item priors that is in the scores.
 

@@ -1,0 +1,118 @@
+"""Rows of items put together from shared pieces: product quantization.
+
+A row of C channels is cut into m pieces of s channels each, and each piece is the nearest of K that all rows and all
+pieces share, times a scale of its channels: which of them is its code, a byte (Jégou et al., IEEE TPAMI 33(1), 2011,
+section II-B; of item tables Petrov and Macdonald, WSDM 2024, arXiv 2312.06165). One codebook for all pieces, where both
+have one for each, costs a catalog of a few thousand items next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_BYTES = 4  # of a parameter
+_BOOK = 256  # pieces that a byte tells apart
+_ROUNDS = 20  # of k-means
+_SAMPLE = 65_536  # pieces that a codebook is found from, and the most of which codes are found at a time
+
+
+class Codes(NamedTuple):
+    """Rows ``[n, C]`` as codes.
+
+    Attributes
+    ----------
+    codes : Tensor
+        uint8 ``[n, m]``.
+    book : Tensor
+        The codebook, ``[K, s]``.
+    scale : Tensor
+        Of each channel, ``[C]``.
+    """
+
+    codes: Tensor
+    book: Tensor
+    scale: Tensor
+
+    def rows(self) -> Tensor:
+        """The rows, ``[n, C]``; the last piece may have channels too many."""
+        return F.embedding(self.codes.int(), self.book).flatten(1)[:, : len(self.scale)] * self.scale
+
+
+def codes_parameters(rows: int, size: int, channels: int) -> int:
+    """What codes of so many channels cost, in parameters of four bytes: they, their codebook and its scale."""
+    pieces = rows * -(-size // channels)
+    return -(-pieces // _BYTES) + min(_BOOK, pieces) * channels + size
+
+
+@torch.no_grad()
+def encode(rows: Tensor, channels: int) -> Codes:
+    """Find codes of so many channels for rows ``[n, C]``, by k-means; the same ones every time."""
+    size = rows.shape[1]
+    scale = rows.square().mean(0).sqrt().clamp_min(torch.finfo(rows.dtype).tiny)
+    points = F.pad(rows / scale, (0, -size % channels)).reshape(-1, channels)
+    some = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:_SAMPLE].to(rows.device)
+    book = _k_means(points[some], min(_BOOK, len(points)))
+    codes = torch.cat([_nearest(part, book) for part in points.split(_SAMPLE)])
+    return Codes(codes.to(torch.uint8).view(len(rows), -1), book, scale)
+
+
+class CodedEmbedding(nn.Embedding):
+    """An embedding whose rows can become codes: rows in memory, codes in its state, and so in a file."""
+
+    _codes: Codes | None = None
+
+    @torch.no_grad()
+    def encode(self, channels: int) -> None:
+        """Make the rows those that codes of so many channels can say."""
+        self._codes = encode(self.weight, channels)
+        self.weight.copy_(self._codes.rows())
+
+    @property
+    def codes(self) -> Codes | None:
+        """The rows as codes, unless they were not encoded or have changed since."""
+        unchanged = self._codes is not None and torch.equal(self._codes.rows().to(self.weight), self.weight)
+        return self._codes if unchanged else None
+
+    @property
+    def saved(self) -> int:
+        """How many parameters fewer its codes have than its rows."""
+        codes = self.codes
+        if codes is None:
+            return 0
+        rows, size = self.weight.shape
+        return rows * size - codes_parameters(rows, size, channels=codes.book.shape[1])
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        codes = self.codes
+        if codes is None:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+        else:
+            destination.update({f"{prefix}{name}": part for name, part in codes._asdict().items()})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        parts = [state_dict.pop(f"{prefix}{name}", None) for name in Codes._fields]
+        self._codes = None if any(part is None for part in parts) else Codes(*parts)
+        if self._codes is not None:
+            state_dict[f"{prefix}weight"] = self._codes.rows()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _k_means(points: Tensor, k: int) -> Tensor:
+    """Centres ``[k, s]`` of ``[n, s]``; one that nothing is near to stays where it was."""
+    first = torch.linspace(0, len(points) - 1, k, device=points.device).round().long()
+    # With one channel the first centres are its quantiles, otherwise any points.
+    centres = points[points[:, 0].argsort()[first] if points.shape[1] == 1 else first]
+    for _ in range(_ROUNDS):
+        nearest = _nearest(points, centres)
+        count = torch.bincount(nearest, minlength=k)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        centres = torch.where(count > 0, sums / count.clamp_min(1), centres)
+    return centres
+
+
+def _nearest(points: Tensor, centres: Tensor) -> Tensor:
+    return (centres.square().sum(1) - 2 * points @ centres.T).argmin(1)

@@ -71,7 +71,7 @@ def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> 
     """The model of a loaded model file, in evaluation mode."""
     from recbole.utils import get_model
 
-    config = {"item_codes": 0, **content["config"], "device": torch.device(device)}
+    config = {"item_codes": 0, "item_levels": 2, **content["config"], "device": torch.device(device)}
     dataset = _StoredDataset(content["n_items"], content.get("n_users"))
     try:
         model = get_model(content["model"])(StoredConfig(config), dataset)

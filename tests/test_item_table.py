@@ -310,18 +310,27 @@ def test_finer_codes_lose_less():
     assert lost == sorted(lost) and lost[0] < 0.001 and lost[-1] < 1
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_an_encoded_table_comes_back_as_it_was_from_a_smaller_state(tied):
+def coded(kind, items=1001):
+    """A table whose rows become codes, on one level or on two."""
+    cut = Blocks((100, 300, 600), (SIZE,) * 3, (1, 2, 4))
+    if kind != "one level":
+        return adaptive(kind == "tied", cut, items).float()
+    return FullItemTable(items, SIZE, std=1.0, prior=prior_of(items), served=0.75, blocks=cut, counts=torch.rand(items))
+
+
+@pytest.mark.parametrize("kind", ["one level", "tied", "untied"])
+def test_an_encoded_table_comes_back_as_it_was_from_a_smaller_state(kind):
     torch.manual_seed(1)
-    table = adaptive(tied, Blocks((100, 300, 600), (SIZE,) * 3, (1, 2, 4)), 1001).float()
+    table = coded(kind)
     before, whole, h = rows_of(table), table.parameter_count(), torch.randn(5, SIZE)
     assert table.encode() and table.encode(), "once more changes little"
     assert all((a - b).square().mean() < 0.2 * b.square().mean() for a, b in zip(rows_of(table), before, strict=True))
     state = table.state_dict()
     assert not [name for name in state if name.endswith("embedding.weight")]
+    assert not table(torch.zeros(3, dtype=torch.long)).any(), "padding stays 0"
     stored = sum(part.numel() * part.element_size() for name, part in state.items() if ".embedding." in name)
     assert stored < 0.4 * sum(4 * rows.numel() for rows in before) and table.parameter_count() < 0.5 * whole
-    other = adaptive(tied, table.cut, 1001).float()
+    other = coded(kind)
     other.load_state_dict(state)
     assert torch.equal(other.scores(h), table.scores(h)) and other.parameter_count() == table.parameter_count()
     assert all(torch.equal(part, state[name]) for name, part in other.state_dict().items())
@@ -333,18 +342,51 @@ def test_rows_that_were_trained_after_encoding_are_kept_as_they_are():
     with torch.no_grad():
         table.blocks[1].embedding.weight[0, 0] += 1
     state = table.state_dict()
-    assert "blocks.1.embedding.weight" in state and "blocks.2.embedding.codes" in state
+    assert "blocks.1.embedding.weight" in state and "blocks.2.embedding.codes.0" in state
     other = adaptive(cut=CODED).float()
     other.encode()
     other.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(rows_of(other), rows_of(table), strict=True))
-    assert other.blocks[1].embedding.codes is None and other.parameter_count() == table.parameter_count()
+    assert not other.blocks[1].embedding.codes and other.parameter_count() == table.parameter_count()
 
 
 def test_without_codes_nothing_is_encoded(table):
     before = {name: part.clone() for name, part in table.state_dict().items()}
     assert not table.encode()
     assert all(torch.equal(part, before[name]) for name, part in table.state_dict().items())
+
+
+def test_popular_items_have_the_finer_codes_on_one_level_too():
+    table = coded("one level")
+    before = table.items.detach().clone()
+    table.encode()
+    lost = (table.items - before).square().mean(1)[table._by_popularity].split(list(table.cut.sizes))
+    means = [float(block.mean()) for block in lost]
+    assert means == sorted(means) and means[0] < 0.001 < 0.05 < means[2]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({}, FullItemTable),
+        ({"item_codes": 1}, FullItemTable),
+        ({"item_codes": 0}, AdaptiveItemTable),
+        ({"item_levels": 2}, AdaptiveItemTable),
+        ({"item_width_factor": 2.0}, AdaptiveItemTable),
+        ({"item_output": "untied"}, AdaptiveItemTable),
+    ],
+)
+def test_a_small_catalog_of_whole_rows_has_a_softmax_of_one_level(ml100k, values, kind):
+    table = item_table(make_config("cprec", **values), ml100k.train._dataset, 1683, 64, 40_000)
+    assert type(table) is kind
+
+
+def test_a_large_catalog_has_two_levels_and_narrow_rows_cannot_have_one(monkeypatch, ml100k):
+    with pytest.raises(AdaRecError, match=r"item_levels: 1 is for rows of 64 channels .* have \[64, 32, 16, 8\]"):
+        item_table(make_config("cprec", item_width_factor=2.0, item_levels=1), ml100k.train._dataset, 1683, 64)
+    monkeypatch.setattr("recbole_adarec.model.item_table._LARGEST_OF_ONE_LEVEL", 1000)
+    config = make_config("cprec")
+    assert isinstance(item_table(config, ml100k.train._dataset, 1683, 64, 40_000), AdaptiveItemTable)
 
 
 # ---------------------------------------------------------------------- start, cut, popularity

@@ -8,6 +8,7 @@ have one for each, costs a catalog of a few thousand items next to nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -63,41 +64,65 @@ def encode(rows: Tensor, channels: int) -> Codes:
 class CodedEmbedding(nn.Embedding):
     """An embedding whose rows can become codes: rows in memory, codes in its state, and so in a file."""
 
-    _codes: Codes | None = None
+    _parts: tuple[Codes, ...] = ()
+    _order: Tensor | None = None
 
     @torch.no_grad()
-    def encode(self, channels: int) -> None:
-        """Make the rows those that codes of so many channels can say."""
-        self._codes = encode(self.weight, channels)
-        self.weight.copy_(self._codes.rows())
+    def encode(self, channels: Sequence[int], sizes: Sequence[int] = (), order: Tensor | None = None) -> None:
+        """Make the rows those that codes can say.
+
+        Parameters
+        ----------
+        channels : sequence of int
+            Of the codes of each block of rows.
+        sizes : sequence of int
+            Rows of each block; one block has all.
+        order : Tensor, optional
+            The rows, block by block, int64; what is not among them should be 0. All of them, without it.
+        """
+        rows = self.weight if order is None else self.weight[order]
+        blocks = rows.split(list(sizes or [len(rows)]))
+        self._parts = tuple(encode(block, each) for block, each in zip(blocks, channels, strict=True))
+        self._order = order
+        self.weight.copy_(self._rows())
+
+    def _rows(self) -> Tensor:
+        rows = torch.cat([part.rows() for part in self._parts])
+        return rows if self._order is None else torch.zeros_like(self.weight).index_copy(0, self._order, rows)
 
     @property
-    def codes(self) -> Codes | None:
-        """The rows as codes, unless they were not encoded or have changed since."""
-        unchanged = self._codes is not None and torch.equal(self._codes.rows().to(self.weight), self.weight)
-        return self._codes if unchanged else None
+    def codes(self) -> tuple[Codes, ...]:
+        """The codes of each block; none where rows were not encoded, or have changed since."""
+        unchanged = self._parts and torch.equal(self._rows().to(self.weight), self.weight)
+        return self._parts if unchanged else ()
 
     @property
     def saved(self) -> int:
-        """How many parameters fewer its codes have than its rows."""
-        codes = self.codes
-        if codes is None:
-            return 0
-        rows, size = self.weight.shape
-        return rows * size - codes_parameters(rows, size, channels=codes.book.shape[1])
+        """How many parameters fewer the codes have than the rows for which they stand."""
+        return sum(
+            len(part.codes) * len(part.scale) - codes_parameters(len(part.codes), len(part.scale), part.book.shape[1])
+            for part in self.codes
+        )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         codes = self.codes
-        if codes is None:
+        if not codes:
             super()._save_to_state_dict(destination, prefix, keep_vars)
-        else:
-            destination.update({f"{prefix}{name}": part for name, part in codes._asdict().items()})
+            return
+        for j, part in enumerate(codes):
+            destination.update({f"{prefix}{name}.{j}": tensor for name, tensor in part._asdict().items()})
+        if self._order is not None:
+            destination[f"{prefix}order"] = self._order.int()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        parts = [state_dict.pop(f"{prefix}{name}", None) for name in Codes._fields]
-        self._codes = None if any(part is None for part in parts) else Codes(*parts)
-        if self._codes is not None:
-            state_dict[f"{prefix}weight"] = self._codes.rows()
+        blocks = sum(key.startswith(f"{prefix}codes.") for key in state_dict)
+        self._parts = tuple(
+            Codes(*(state_dict.pop(f"{prefix}{name}.{j}") for name in Codes._fields)) for j in range(blocks)
+        )
+        order = state_dict.pop(f"{prefix}order", None)
+        self._order = None if order is None else order.long().to(self.weight.device)
+        if self._parts:
+            state_dict[f"{prefix}weight"] = self._rows()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

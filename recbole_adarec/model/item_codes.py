@@ -83,12 +83,12 @@ class CodedEmbedding(nn.Embedding):
         rows = self.weight if order is None else self.weight[order]
         blocks = rows.split(list(sizes or [len(rows)]))
         self._parts = tuple(encode(block, each) for block, each in zip(blocks, channels, strict=True))
-        self._order = order
+        self._order = None if order is None else order.to(torch.int16 if len(self.weight) < 2**15 else torch.int)
         self.weight.copy_(self._rows())
 
     def _rows(self) -> Tensor:
         rows = torch.cat([part.rows() for part in self._parts])
-        return rows if self._order is None else torch.zeros_like(self.weight).index_copy(0, self._order, rows)
+        return rows if self._order is None else torch.zeros_like(self.weight).index_copy(0, self._order.long(), rows)
 
     @property
     def codes(self) -> tuple[Codes, ...]:
@@ -112,7 +112,7 @@ class CodedEmbedding(nn.Embedding):
         for j, part in enumerate(codes):
             destination.update({f"{prefix}{name}.{j}": tensor for name, tensor in part._asdict().items()})
         if self._order is not None:
-            destination[f"{prefix}order"] = self._order.int()
+            destination[f"{prefix}order"] = self._order
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         blocks = sum(key.startswith(f"{prefix}codes.") for key in state_dict)
@@ -120,7 +120,7 @@ class CodedEmbedding(nn.Embedding):
             Codes(*(state_dict.pop(f"{prefix}{name}.{j}") for name in Codes._fields)) for j in range(blocks)
         )
         order = state_dict.pop(f"{prefix}order", None)
-        self._order = None if order is None else order.long().to(self.weight.device)
+        self._order = None if order is None else order.to(self.weight.device)
         if self._parts:
             state_dict[f"{prefix}weight"] = self._rows()
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -781,42 +781,42 @@ def _falling(size: float, factor: float, blocks: int) -> tuple[int, ...]:
 def _finest(sizes: tuple[int, ...], size: int, limit: int, tied: bool) -> tuple[int, ...] | None:
     """Channels of the codes of each block, as few as `limit` allows; none where rows of C channels need no codes.
 
-    What codes lose matters as often as an item is wanted, taken as the inverse of its rank (Zipf), so they become
-    coarser where the least is lost for what it saves. A code of s channels has 8/s bits for each, and loses about
+    What codes lose matters as often as an item is wanted, taken as the inverse of its rank behind as many more as the
+    head has (Zipf and Mandelbrot; so four blocks, each twice the one before, have a quarter each, where they have .25,
+    .30, .30 and .14 of the targets of ml-1m-tail, .38, .23, .20 and .18 of those of Beauty). Codes become coarser where
+    the least is lost for what it saves. A code of s channels has 8/s bits for each, and loses about
     4^(-8/s) of a row (Gersho and Gray, Vector Quantization and Signal Compression, 1992, chapter 5). Measured on a
     student of ml-1m-tail, validation NDCG@10 of .1384: codes of 2, 2, 4 and 6 channels .1306, of 3, 3, 4 and 4, as
     large together, .1287.
     """
     if table_parameters(Blocks(sizes, (size,) * len(sizes)), size, tied) <= limit:
         return ()
-    ends = [sum(sizes[: j + 1]) for j in range(len(sizes))]
-    harmonic = [math.log(end) + 0.5772 for end in ends]  # sums of 1 / rank
-    wanted = [high - low for low, high in zip([0.0, *harmonic], harmonic, strict=False)]
+    ends = [math.log(sum(sizes[:j]) + sizes[0]) for j in range(len(sizes) + 1)]
+    wanted = [end - start for start, end in zip(ends, ends[1:], strict=False)]
     level = [0] * len(sizes)
 
-    def fits() -> bool:
-        codes = tuple(_CHANNELS[of] for of in level)
-        return table_parameters(Blocks(sizes, (size,) * len(sizes), codes), size, tied) <= limit
+    def changed(j: int, by: int) -> list[int]:
+        return [of + by * (j == k) for k, of in enumerate(level)]
 
-    def lost(j: int) -> float:
-        """By the next level of a block."""
-        return wanted[j] * (4 ** (-8 / _CHANNELS[level[j] + 1]) - 4 ** (-8 / _CHANNELS[level[j]]))
+    def parameters(of: list[int]) -> int:
+        codes = tuple(_CHANNELS[each] for each in of)
+        return table_parameters(Blocks(sizes, (size,) * len(sizes), codes), size, tied)
 
-    def saved(j: int) -> int:
-        before, after = (codes_parameters(sizes[j], size, _CHANNELS[level[j] + more]) for more in (0, 1))
-        return before - after
+    def lost(of: list[int]) -> float:
+        return sum(share * 4 ** (-8 / _CHANNELS[each]) for share, each in zip(wanted, of, strict=True))
 
-    while not fits():
-        coarser = [j for j, of in enumerate(level) if of + 1 < len(_CHANNELS) and saved(j) > 0]
+    def lost_for_saved(of: list[int]) -> float:
+        return (lost(of) - lost(level)) / (parameters(level) - parameters(of))
+
+    while parameters(level) > limit:
+        coarser = [changed(j, 1) for j, of in enumerate(level) if of + 1 < len(_CHANNELS)]
+        coarser = [of for of in coarser if parameters(of) < parameters(level)]
         if not coarser:
             return None
-        level[min(coarser, key=lambda j: lost(j) / saved(j))] += 1
-    for j in range(len(sizes)):  # the last step may have saved more than it had to
-        while level[j]:
-            level[j] -= 1
-            if not fits():
-                level[j] += 1
-                break
+        level = min(coarser, key=lost_for_saved)
+    # The last step may have saved more than it had to.
+    while finer := [of for j, old in enumerate(level) if old and parameters(of := changed(j, -1)) <= limit]:
+        level = min(finer, key=lost)
     return tuple(_CHANNELS[of] for of in level)
 
 

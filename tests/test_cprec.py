@@ -14,6 +14,7 @@ from recbole_adarec.checkpoints import load_model, save_model
 from recbole_adarec.cli import main
 from recbole_adarec.config import resolve, stage_config
 from recbole_adarec.evaluation.profile import count_parameters
+from recbole_adarec.evaluation.users import user_scores
 from recbole_adarec.files import load_checkpoint
 from recbole_adarec.model.teacher import LAYER_SHARING
 from recbole_adarec.trainer.base import Batch
@@ -80,6 +81,12 @@ def test_a_model_spends_its_budget_and_no_more(ml100k, budget, sharing):
     assert share <= budget and (share > 0.98 * budget or full)
 
 
+@pytest.mark.parametrize(("at", "dropout"), [(0.0, 0.3), (1e9, 0.0), (2.0, 0.3 * 136_528 / 97_171 / 2), (0.5, 0.3)])
+def test_dropout_is_less_where_there_are_few_parameters_for_each_target(ml100k, at, dropout):
+    _, model = built(ml100k, dropout_prob=0.3, full_dropout_at=at, total_budget=0.125)
+    assert model.dropout.p == pytest.approx(dropout, abs=1e-5)
+
+
 def test_no_output_depends_on_later_items(ml100k):
     _, model = built(ml100k)
     shaken(model)
@@ -144,6 +151,23 @@ def test_a_student_with_an_adaptive_table_has_its_share_of_the_teachers_paramete
     teacher, student = (model["parameters"]["total"] for model in report["models"])
     assert 0.05 * teacher < student <= 0.06 * teacher
     assert len(load_student(tmp_path / "run").recommend(["3", "4"], k=20)) == 20, "its file says how wide its rows are"
+
+
+def test_a_run_reports_what_its_file_holds_and_the_file_holds_codes(ml100k, tmp_path):
+    values = {
+        "item_table": "adaptive", "teacher_epochs": 1, "epochs": 1, "search_epochs": 1, "candidates": 1, "threads": 1,
+        "candidate_sizes": None, "show_progress": False, "latency_repeats": 2, "distilled_layers": 2, "block_num": 2,
+        "teacher_hidden_size": 32, "student_total_budget": 0.4, "cost_budget": 0.2,
+    }  # fmt: skip
+    report = run_adarec(config_dict=values, run_dir=tmp_path / "run")
+    teacher, student = report["models"]
+    assert student["parameters"]["total"] <= 0.4 * teacher["parameters"]["total"]
+    state = load_checkpoint(tmp_path / "run/student.pth")["state_dict"]
+    assert "item_table.embedding.codes.0" in state and "item_table.embedding.weight" not in state
+    again = load_model(tmp_path / "run/student.pth", expected="AdaRecStudent")
+    assert count_parameters(again) == student["parameters"]
+    assert float(user_scores(again, ml100k.test).ndcg.mean()) == pytest.approx(student["test"]["ndcg@10"], abs=1e-4)
+    assert "item_codes: of " in (tmp_path / "run/log.txt").read_text()
 
 
 def test_a_teacher_without_residual_blocks_shares_none(ml100k):

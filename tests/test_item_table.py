@@ -350,6 +350,14 @@ def test_rows_that_were_trained_after_encoding_are_kept_as_they_are():
     assert not other.blocks[1].embedding.codes and other.parameter_count() == table.parameter_count()
 
 
+@pytest.mark.parametrize("kind", ["one level", "tied"])
+def test_codes_stay_with_a_table_of_another_precision(kind):
+    table = coded(kind)
+    table.encode()
+    count = table.parameter_count()
+    assert table.double().parameter_count() == table.half().parameter_count() == count
+
+
 def test_without_codes_nothing_is_encoded(table):
     before = {name: part.clone() for name, part in table.state_dict().items()}
     assert not table.encode()

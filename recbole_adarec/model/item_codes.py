@@ -87,8 +87,10 @@ class CodedEmbedding(nn.Embedding):
         self.weight.copy_(self._rows())
 
     def _rows(self) -> Tensor:
-        rows = torch.cat([part.rows() for part in self._parts])
-        return rows if self._order is None else torch.zeros_like(self.weight).index_copy(0, self._order.long(), rows)
+        rows = torch.cat([part.rows() for part in self._parts])  # where the codes are: the weight may have moved
+        return (
+            rows if self._order is None else rows.new_zeros(self.weight.shape).index_copy(0, self._order.long(), rows)
+        )
 
     @property
     def codes(self) -> tuple[Codes, ...]:
@@ -119,8 +121,7 @@ class CodedEmbedding(nn.Embedding):
         self._parts = tuple(
             Codes(*(state_dict.pop(f"{prefix}{name}.{j}") for name in Codes._fields)) for j in range(blocks)
         )
-        order = state_dict.pop(f"{prefix}order", None)
-        self._order = None if order is None else order.to(self.weight.device)
+        self._order = state_dict.pop(f"{prefix}order", None)
         if self._parts:
             state_dict[f"{prefix}weight"] = self._rows()
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -12,15 +12,16 @@ from torch import nn
 
 from recbole_adarec.model.base import SequenceRecommender
 from recbole_adarec.model.cost import counted_macs
+from recbole_adarec.model.item_table import ItemTable
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Trainable parameters: total, those of the item table (see `ItemTable.parameter_count`), and of the layers."""
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if isinstance(model, SequenceRecommender):
-        layers = total - sum(p.numel() for p in model.item_table.parameters() if p.requires_grad)
-        table = model.item_table.parameter_count()
-        return {"total": table + layers, "item_table": table, "layers": layers}
+        table = sum(p.numel() for p in model.item_table.parameters() if p.requires_grad)
+        kept = model.item_table.parameter_count() if isinstance(model.item_table, ItemTable) else table
+        return {"total": kept + total - table, "item_table": kept, "layers": total - table}
     n_items = getattr(model, "n_items", None)  # a RecBole model names its parts as it likes
     table = sum(
         module.weight.numel()

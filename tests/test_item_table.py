@@ -447,6 +447,13 @@ def test_a_table_has_what_a_limit_allows(limit, size, tied, codes):
         assert nothing_left and (codes == 0 or limit <= 20_000 or set(blocks.widths) == {size})
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 5])
+@pytest.mark.parametrize("limit", range(300, 9000, 700))
+def test_no_code_stands_for_more_channels_than_there_are(size, limit):
+    blocks = cut_blocks(make_config("cprec"), 1682, size, limit)
+    assert max(blocks.codes, default=1) <= size
+
+
 def test_a_given_factor_width_or_code_is_kept_under_a_limit():
     assert cut_blocks(make_config("cprec", item_codes=3), 100, 64, 10) == Blocks((7, 13, 27, 53), (64,) * 4, (3,) * 4)
     with_both = make_config("cprec", item_codes=[1, 1, 2, 4], item_width_factor=2.0)

@@ -784,32 +784,32 @@ def _finest(sizes: tuple[int, ...], size: int, limit: int, tied: bool) -> tuple[
     What codes lose matters as often as an item is wanted, taken as the inverse of its rank behind as many more as the
     head has (Zipf and Mandelbrot; so four blocks, each twice the one before, have a quarter each, where they have .25,
     .30, .30 and .14 of the targets of ml-1m-tail, .38, .23, .20 and .18 of those of Beauty). Codes become coarser where
-    the least is lost for what it saves. A code of s channels has 8/s bits for each, and loses about
-    4^(-8/s) of a row (Gersho and Gray, Vector Quantization and Signal Compression, 1992, chapter 5). Measured on a
-    student of ml-1m-tail, validation NDCG@10 of .1384: codes of 2, 2, 4 and 6 channels .1306, of 3, 3, 4 and 4, as
-    large together, .1287.
+    the least is lost for what it saves. A code of s channels has 8/s bits for each, and loses about 4^(-8/s) of a row
+    (Gersho and Gray, Vector Quantization and Signal Compression, 1992, chapter 5). Measured on a student of ml-1m-tail,
+    validation NDCG@10 of .1384: codes of 2, 2, 4 and 6 channels .1306, of 3, 3, 4 and 4, as large together, .1287.
     """
     if table_parameters(Blocks(sizes, (size,) * len(sizes)), size, tied) <= limit:
         return ()
     ends = [math.log(sum(sizes[:j]) + sizes[0]) for j in range(len(sizes) + 1)]
     wanted = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    channels = [each for each in _CHANNELS if each <= size]
     level = [0] * len(sizes)
 
     def changed(j: int, by: int) -> list[int]:
         return [of + by * (j == k) for k, of in enumerate(level)]
 
     def parameters(of: list[int]) -> int:
-        codes = tuple(_CHANNELS[each] for each in of)
+        codes = tuple(channels[each] for each in of)
         return table_parameters(Blocks(sizes, (size,) * len(sizes), codes), size, tied)
 
     def lost(of: list[int]) -> float:
-        return sum(share * 4 ** (-8 / _CHANNELS[each]) for share, each in zip(wanted, of, strict=True))
+        return sum(share * 4 ** (-8 / channels[each]) for share, each in zip(wanted, of, strict=True))
 
     def lost_for_saved(of: list[int]) -> float:
         return (lost(of) - lost(level)) / (parameters(level) - parameters(of))
 
     while parameters(level) > limit:
-        coarser = [changed(j, 1) for j, of in enumerate(level) if of + 1 < len(_CHANNELS)]
+        coarser = [changed(j, 1) for j, of in enumerate(level) if of + 1 < len(channels)]
         coarser = [of for of in coarser if parameters(of) < parameters(level)]
         if not coarser:
             return None
@@ -817,7 +817,7 @@ def _finest(sizes: tuple[int, ...], size: int, limit: int, tied: bool) -> tuple[
     # The last step may have saved more than it had to.
     while finer := [of for j, old in enumerate(level) if old and parameters(of := changed(j, -1)) <= limit]:
         level = min(finer, key=lost)
-    return tuple(_CHANNELS[of] for of in level)
+    return tuple(channels[of] for of in level)
 
 
 def _widest(sizes: tuple[int, ...], size: int, limit: int, tied: bool) -> tuple[int, ...] | None:

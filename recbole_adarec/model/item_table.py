@@ -675,7 +675,9 @@ def _levels(config: Any, n_items: int, size: int, blocks: Blocks, tied: bool) ->
             f"{list(blocks.widths)} and item_output is {config['item_output']}; give --item_levels=2, or codes instead "
             "of narrow rows"
         )
-    return int(levels) if levels is not None else 1 if can_have_one and n_items <= _LARGEST_OF_ONE_LEVEL else 2
+    if levels is not None:
+        return int(levels)
+    return 1 if can_have_one and n_items <= _LARGEST_OF_ONE_LEVEL else 2
 
 
 def full_table(config: Any, dataset: Any, n_items: int, size: int, extra: int = 0) -> FullItemTable:
@@ -753,11 +755,9 @@ def cut_blocks(config: Any, items: int, size: int, limit: int | None = None) -> 
     codes = (codes,) * len(sizes) if isinstance(codes, int) and codes else codes
     tied = config["item_output"] == "tied"
     if widths is None and factor is None and limit is not None:
-        whole = (size,) * len(sizes)
-        if codes is None and (codes := _finest(sizes, size, limit, tied)) is not None:
-            widths = whole
-        else:
-            widths = whole if codes else _widest(sizes, size, limit, tied)
+        if codes is None:
+            codes = _finest(sizes, size, limit, tied)
+        widths = (size,) * len(sizes) if codes else _widest(sizes, size, limit, tied)
     codes = tuple(codes or ())
     if codes and (len(codes) != len(sizes) or not all(isinstance(c, int) and 1 <= c <= size for c in codes)):
         raise AdaRecError(

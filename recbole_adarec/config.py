@@ -89,8 +89,9 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "kd_temperature": (1e-3, None), "teacher_cache_mb": (0, None),
     "sampled_above": (0, None), "sampled_items": (1, None), "eval_scores_mb": (1, None),
     "item_table_rate": (0, None), "popularity_prior": (0, None), "served_prior": (0, 1),
-    "item_blocks": (2, None), "item_codes": (0, None), "item_levels": (1, 2), "item_block_growth": (1e-3, None),
-    "item_width_factor": (1, None), "total_budget": (0, None), "total_parameters": (1, None),
+    "item_blocks": (2, None), "item_block_growth": (1e-3, None), "item_codes": (0, None),
+    "item_code_epochs": (0, None), "item_levels": (1, 2), "item_width_factor": (1, None),
+    "total_budget": (0, None), "total_parameters": (1, None),
     "nproc": (1, None), "group_offset": (0, None),
     "threads": (1, None), "latency_repeats": (1, None), "MAX_ITEM_LIST_LENGTH": (1, None),
 }  # fmt: skip

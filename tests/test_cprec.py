@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from recbole_adarec.evaluation.users import user_scores
 from recbole_adarec.files import load_checkpoint
 from recbole_adarec.model.teacher import LAYER_SHARING
 from recbole_adarec.trainer.base import Batch
+from recbole_adarec.trainer.fitting import fit_and_evaluate
 from tests.conftest import make_config
 
 SMALL = {
@@ -157,17 +159,39 @@ def test_a_run_reports_what_its_file_holds_and_the_file_holds_codes(ml100k, tmp_
     values = {
         "item_table": "adaptive", "teacher_epochs": 1, "epochs": 1, "search_epochs": 1, "candidates": 1, "threads": 1,
         "candidate_sizes": None, "show_progress": False, "latency_repeats": 2, "distilled_layers": 2, "block_num": 2,
-        "teacher_hidden_size": 32, "student_total_budget": 0.4, "cost_budget": 0.2,
+        "teacher_hidden_size": 32, "student_total_budget": 0.4, "cost_budget": 0.2, "item_code_epochs": 1,
     }  # fmt: skip
     report = run_adarec(config_dict=values, run_dir=tmp_path / "run")
     teacher, student = report["models"]
     assert student["parameters"]["total"] <= 0.4 * teacher["parameters"]["total"]
-    state = load_checkpoint(tmp_path / "run/student.pth")["state_dict"]
+    content = load_checkpoint(tmp_path / "run/student.pth")
+    state = content["state_dict"]
+    assert [record["epoch"] for record in content["history"]] == [0, 1], "an epoch before, and one with codes"
     assert "item_table.embedding.codes.0" in state and "item_table.embedding.weight" not in state
     again = load_model(tmp_path / "run/student.pth", expected="AdaRecStudent")
     assert count_parameters(again) == student["parameters"]
     assert float(user_scores(again, ml100k.test).ndcg.mean()) == pytest.approx(student["test"]["ndcg@10"], abs=1e-4)
-    assert "item_codes: of " in (tmp_path / "run/log.txt").read_text()
+    assert re.search(r"item_codes: of .* before, .* with, .* trained on for 1", (tmp_path / "run/log.txt").read_text())
+
+
+def test_what_codes_lose_is_partly_won_back_by_training_on_with_them(ml100k, tmp_path):
+    found = {}
+    for epochs in (0, 1):
+        config, model = built(
+            ml100k, item_codes=8, epochs=2, hidden_size=32, block_num=1, item_code_epochs=epochs, served_prior=1.0,
+            checkpoint_dir=str(tmp_path),
+        )  # fmt: skip
+        trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+        fit_and_evaluate(trainer, ml100k, show_progress=False)
+        assert len(trainer.history) == 2 + epochs
+        rates = [group["lr"] / group.get("lr_scale", 1.0) for group in trainer.optimizer.param_groups]
+        assert max(rates) == pytest.approx(0.05 * config["learning_rate"], rel=0.2), (
+            "the cosine ends with each training"
+        )
+        table = model.item_table
+        assert all(embedding.codes for embedding in table.coded_embeddings())
+        found[epochs] = float(user_scores(model, ml100k.valid).log_likelihood.mean()), table.parameter_count()
+    assert found[1][0] > found[0][0] + 0.05 and found[1][1] == found[0][1]
 
 
 def test_a_teacher_without_residual_blocks_shares_none(ml100k):

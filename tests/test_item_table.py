@@ -358,6 +358,50 @@ def test_codes_stay_with_a_table_of_another_precision(kind):
     assert table.double().parameter_count() == table.half().parameter_count() == count
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("kind", ["one level", "tied", "untied"])
+def test_codebooks_have_the_gradient_of_the_rows_that_they_make(kind, sparse):
+    table = coded(kind).double()
+    table.encode()
+    before = [[part.codes for part in embedding.codes] for embedding in table.coded_embeddings()]
+    books = table.train_codebooks()
+    assert [tuple(book.shape) for book in books][:3] == [(256, 1), (256, 2), (256, 4)]
+    if sparse:
+        for embedding in table.coded_embeddings():
+            embedding.sparse = True
+    items = torch.randint(1, 1001, (50,))
+
+    def loss():
+        embedded = table(items)
+        embedded = embedded if kind != "untied" else table.output[1](items % 300)
+        return (embedded * torch.arange(1.0, SIZE + 1)).pow(3).sum()
+
+    loss().backward()
+    for embedding in table.coded_embeddings():
+        embedding.pass_gradient_on()
+        assert embedding.weight.grad is None
+    for book in books:
+        if book.grad is None:  # a block without items here
+            continue
+        place = book.grad.abs().argmax()
+        change = torch.zeros_like(book).view(-1).index_fill_(0, place, 1e-6).view_as(book)
+        values = []
+        for sign in (1, -2):  # above, below
+            with torch.no_grad():
+                book += sign * change
+                for embedding in table.coded_embeddings():
+                    embedding.follow_codebooks()
+                values.append(float(loss()))
+        torch.testing.assert_close((values[0] - values[1]) / 2e-6, float(book.grad.flatten()[place]), rtol=1e-4, atol=0)
+    assert sum(book.grad is not None for book in books) == (1 if kind == "untied" else 3)
+    for embedding, codes in zip(table.coded_embeddings(), before, strict=True):
+        assert all(torch.equal(part.codes, old) for part, old in zip(embedding.codes, codes, strict=True))
+    state = table.state_dict()
+    assert not [name for name in state if name.endswith("embedding.weight")] and not any(
+        part.requires_grad for part in state.values()
+    )
+
+
 def test_without_codes_nothing_is_encoded(table):
     before = {name: part.clone() for name, part in table.state_dict().items()}
     assert not table.encode()

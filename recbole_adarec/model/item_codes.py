@@ -62,7 +62,11 @@ def encode(rows: Tensor, channels: int) -> Codes:
 
 
 class CodedEmbedding(nn.Embedding):
-    """An embedding whose rows can become codes: rows in memory, codes in its state, and so in a file."""
+    """An embedding whose rows can become codes: rows in memory, codes in its state, and so in a file.
+
+    Training goes on with the codebooks in place of the rows after `train_codebooks`: in each step
+    `pass_gradient_on` comes after the backward pass, and `follow_codebooks` after the optimizer.
+    """
 
     _parts: tuple[Codes, ...] = ()
     _order: Tensor | None = None
@@ -92,11 +96,29 @@ class CodedEmbedding(nn.Embedding):
             rows if self._order is None else rows.new_zeros(self.weight.shape).index_copy(0, self._order.long(), rows)
         )
 
+    def train_codebooks(self) -> list[Tensor]:
+        """Let the codebooks be trained, while codes stay what they are; those, for an optimizer."""
+        self._parts = tuple(part._replace(book=part.book.clone().requires_grad_()) for part in self._parts)
+        return [part.book for part in self._parts]
+
+    def pass_gradient_on(self) -> None:
+        """Give the codebooks the gradient of the rows."""
+        gradient = self.weight.grad
+        if gradient is not None and any(part.book.requires_grad for part in self._parts):
+            self.weight.grad = None
+            self._rows().backward(gradient.to_dense() if gradient.is_sparse else gradient)
+
+    @torch.no_grad()
+    def follow_codebooks(self) -> None:
+        """Make the rows what their codes say."""
+        if self._parts:
+            self.weight.copy_(self._rows())
+
     @property
     def codes(self) -> tuple[Codes, ...]:
         """The codes of each block; none where rows were not encoded, or have changed since."""
         unchanged = self._parts and torch.equal(self._rows().to(self.weight), self.weight)
-        return self._parts if unchanged else ()
+        return tuple(part._replace(book=part.book.detach()) for part in self._parts) if unchanged else ()
 
     @property
     def saved(self) -> int:

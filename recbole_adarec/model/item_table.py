@@ -171,9 +171,18 @@ class ItemTable(nn.Module):
         """Make the rows what is kept of them, where that is less than was trained; whether it is."""
         return False
 
+    def coded_embeddings(self) -> list[CodedEmbedding]:
+        """Those whose rows `encode` makes codes."""
+        return []
+
+    def train_codebooks(self) -> list[Tensor]:
+        """Train codebooks in place of rows from now on, as `CodedEmbedding` has it; the codebooks."""
+        return [book for embedding in self.coded_embeddings() for book in embedding.train_codebooks()]
+
     def parameter_count(self) -> int:
         """Trainable parameters; of what is kept as codes, the parameters of four bytes that its file holds."""
-        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        return trainable - sum(embedding.saved for embedding in self.coded_embeddings())
 
 
 def with_one(states: Tensor) -> Tensor:
@@ -267,15 +276,14 @@ class FullItemTable(ItemTable):
         self.items.copy_(rows)
 
     def encode(self) -> bool:
-        if self.cut is None or not self.cut.codes or not isinstance(self.embedding, CodedEmbedding):
+        if self.cut is None or not self.cut.codes:
             return False
-        order = self._by_popularity.to(self.embedding.weight.device)
-        self.embedding.encode(self.cut.codes, self.cut.sizes, order)
+        for embedding in self.coded_embeddings():
+            embedding.encode(self.cut.codes, self.cut.sizes, self._by_popularity.to(embedding.weight.device))
         return True
 
-    def parameter_count(self) -> int:
-        saved = self.embedding.saved if isinstance(self.embedding, CodedEmbedding) else 0
-        return super().parameter_count() - saved
+    def coded_embeddings(self) -> list[CodedEmbedding]:
+        return [self.embedding] if isinstance(self.embedding, CodedEmbedding) else []
 
 
 def by_popularity(n_items: int, counts: Tensor | None) -> Tensor:
@@ -363,17 +371,14 @@ class AdaptiveItemTable(ItemTable):
         cut = zip(self.cut.sizes, self.cut.widths, strict=True)
         return nn.ModuleList(Block(items, width, self.size, std) for items, width in cut)
 
-    def _embeddings(self) -> list[CodedEmbedding]:
+    def coded_embeddings(self) -> list[CodedEmbedding]:
         both = [self.blocks] if self.output is None else [self.blocks, self.output]
         return [block.embedding for blocks in both for block in blocks]
 
     def encode(self) -> bool:
-        for embedding, channels in zip(self._embeddings(), self.cut.codes * 2, strict=False):
+        for embedding, channels in zip(self.coded_embeddings(), self.cut.codes * 2, strict=False):
             embedding.encode([channels])
         return bool(self.cut.codes)
-
-    def parameter_count(self) -> int:
-        return super().parameter_count() - sum(embedding.saved for embedding in self._embeddings())
 
     def _number(self) -> None:
         """The rank of each id follows from the ids by rank, and the priors of a block; padding is behind all blocks."""
@@ -504,7 +509,7 @@ class AdaptiveItemTable(ItemTable):
         return self._bounds[1]
 
     def embeddings(self) -> list[Tensor]:
-        return [embedding.weight for embedding in self._embeddings()]
+        return [embedding.weight for embedding in self.coded_embeddings()]
 
     @torch.no_grad()
     def start_from(self, rows: Tensor) -> None:

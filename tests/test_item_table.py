@@ -336,6 +336,44 @@ def test_an_encoded_table_comes_back_as_it_was_from_a_smaller_state(kind):
     assert all(torch.equal(part, state[name]) for name, part in other.state_dict().items())
 
 
+@pytest.mark.parametrize("kinds", [40, 300])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_beside_codes_priors_and_order_take_a_byte_or_two_an_item(levels, kinds):
+    items, cut = 1001, Blocks((100, 300, 600), (SIZE,) * 3, (1, 2, 4))
+    counts = torch.randint(0, kinds, (items,)).float()
+    prior = F.pad((counts[1:] + 1).log(), (1, 0))
+
+    def built(counts=None, prior=None):
+        if levels == 1:
+            return FullItemTable(items, SIZE, std=1.0, prior=prior, blocks=cut, counts=counts)
+        return AdaptiveItemTable(items, SIZE, cut, counts, prior=prior)
+
+    table = built(counts, prior)
+    table.encode()
+    state = table.state_dict()
+    assert "prior" not in state and not [name for name in state if "popularity" in name or "order" in name]
+    assert state["prior_index"].dtype == (torch.uint8 if kinds == 40 else torch.int16)
+    h = torch.randn(3, SIZE)
+    other = built()
+    other.load_state_dict(state)
+    assert torch.equal(other.prior, prior) and torch.equal(other.scores(h), table.scores(h))
+    assert other.state_dict().keys() == state.keys()
+    # A file from before has both, as they are.
+    old = {name: part for name, part in state.items() if not name.startswith("prior")} | {"prior": prior}
+    order = counts[1:].argsort(descending=True, stable=True) + 1
+    old["embedding.order" if levels == 1 else "by_popularity"] = order.to(torch.int16)
+    other = built()
+    other.load_state_dict(old)
+    assert torch.equal(other.scores(h), table.scores(h))
+    # An order that the priors do not tell is kept.
+    table = built(counts, torch.zeros(items))
+    table.encode()
+    other = built()
+    other.load_state_dict(table.state_dict())
+    assert torch.equal(table.state_dict()["by_popularity"].long(), order)
+    assert torch.equal(other.scores(h), table.scores(h))
+
+
 def test_rows_that_were_trained_after_encoding_are_kept_as_they_are():
     table = adaptive(cut=CODED).float()
     table.encode()

@@ -69,7 +69,7 @@ class CodedEmbedding(nn.Embedding):
     """
 
     _parts: tuple[Codes, ...] = ()
-    _order: Tensor | None = None
+    order: Tensor | None = None  # of the rows, as `encode` was given it; who gave it keeps it in a file
 
     @torch.no_grad()
     def encode(self, channels: Sequence[int], sizes: Sequence[int] = (), order: Tensor | None = None) -> None:
@@ -87,14 +87,14 @@ class CodedEmbedding(nn.Embedding):
         rows = self.weight if order is None else self.weight[order]
         blocks = rows.split(list(sizes or [len(rows)]))
         self._parts = tuple(encode(block, each) for block, each in zip(blocks, channels, strict=True))
-        self._order = None if order is None else order.to(torch.int16 if len(self.weight) < 2**15 else torch.int)
+        self.order = order
         self.weight.copy_(self._rows())
 
     def _rows(self) -> Tensor:
         rows = torch.cat([part.rows() for part in self._parts])  # where the codes are: the weight may have moved
-        return (
-            rows if self._order is None else rows.new_zeros(self.weight.shape).index_copy(0, self._order.long(), rows)
-        )
+        if self.order is None:
+            return rows
+        return rows.new_zeros(self.weight.shape).index_copy(0, self.order.to(rows.device), rows)
 
     def train_codebooks(self) -> list[Tensor]:
         """Let the codebooks be trained, while codes stay what they are; those, for an optimizer."""
@@ -135,15 +135,12 @@ class CodedEmbedding(nn.Embedding):
             return
         for j, part in enumerate(codes):
             destination.update({f"{prefix}{name}.{j}": tensor for name, tensor in part._asdict().items()})
-        if self._order is not None:
-            destination[f"{prefix}order"] = self._order
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         blocks = sum(key.startswith(f"{prefix}codes.") for key in state_dict)
         self._parts = tuple(
             Codes(*(state_dict.pop(f"{prefix}{name}.{j}") for name in Codes._fields)) for j in range(blocks)
         )
-        self._order = state_dict.pop(f"{prefix}order", None)
         if self._parts:
             state_dict[f"{prefix}weight"] = self._rows()
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -175,6 +175,20 @@ class ItemTable(nn.Module):
         """Those whose rows `encode` makes codes."""
         return []
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Beside codes the priors are large: items that occur as often have the same, so which one is a byte or two."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if any(embedding.codes for embedding in self.coded_embeddings()):
+            values, index = self.prior.unique(return_inverse=True)
+            if len(values) < 2**15:
+                del destination[f"{prefix}prior"]
+                destination[f"{prefix}prior_values"] = values
+                destination[f"{prefix}prior_index"] = index.to(torch.uint8 if len(values) <= 2**8 else torch.int16)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        _unpack_prior(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def train_codebooks(self) -> list[Tensor]:
         """Train codebooks in place of rows from now on, as `CodedEmbedding` has it; the codebooks."""
         return [book for embedding in self.coded_embeddings() for book in embedding.train_codebooks()]
@@ -285,6 +299,31 @@ class FullItemTable(ItemTable):
     def coded_embeddings(self) -> list[CodedEmbedding]:
         return [self.embedding] if isinstance(self.embedding, CodedEmbedding) else []
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if isinstance(self.embedding, CodedEmbedding) and self.embedding.codes:
+            _save_order(destination, prefix, self.embedding.order, self.prior)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        order = state_dict.pop(f"{prefix}embedding.order", None)  # as files had it at first
+        order = state_dict.pop(f"{prefix}by_popularity", order)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if isinstance(self.embedding, CodedEmbedding) and f"{prefix}embedding.codes.0" in state_dict:
+            order = by_popularity(self.n_items, self.prior) if order is None else order
+            self.embedding.order = order.long()  # its own state comes after this
+
+
+def _unpack_prior(state_dict: dict[str, Any], prefix: str) -> None:
+    if f"{prefix}prior_index" in state_dict:
+        index = state_dict.pop(f"{prefix}prior_index").long()
+        state_dict[f"{prefix}prior"] = state_dict.pop(f"{prefix}prior_values")[index]
+
+
+def _save_order(destination: dict[str, Any], prefix: str, order: Tensor | None, prior: Tensor) -> None:
+    """Keep an order by popularity in a state, unless that of the priors, which are in it too, is the same."""
+    if order is not None and not torch.equal(order.long(), by_popularity(len(prior), prior)):
+        destination[f"{prefix}by_popularity"] = order.to(torch.int16 if len(prior) <= 2**15 else torch.int)
+
 
 def by_popularity(n_items: int, counts: Tensor | None) -> Tensor:
     """Ids without padding, those that occur most often first, of equal ones the smaller first, int64 ``[I - 1]``."""
@@ -366,6 +405,18 @@ class AdaptiveItemTable(ItemTable):
         self.register_load_state_dict_post_hook(lambda table, _: table._number())
         self._start_entries()
         self._bounds: tuple[Any, list[_Bound]] | None = None
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[f"{prefix}by_popularity"]
+        _save_order(destination, prefix, self.by_popularity, self.prior)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        _unpack_prior(state_dict, prefix)
+        if f"{prefix}prior" in state_dict:
+            order = by_popularity(self.n_items, state_dict[f"{prefix}prior"]).int()
+            state_dict.setdefault(f"{prefix}by_popularity", order)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _rows(self, std: float) -> Any:
         cut = zip(self.cut.sizes, self.cut.widths, strict=True)

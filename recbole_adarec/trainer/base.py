@@ -302,7 +302,7 @@ class StageTrainer(Trainer):
         dict
             `valid` or, where less is kept than was trained, the result of that.
         """
-        table, epochs = self.model.item_table, int(self.config["item_code_epochs"])
+        table, epochs = self.model.item_table, self.config["item_code_epochs"]
         if not table.encode():
             return valid
         results = [valid, dict(self.evaluate(valid_data, load_best_model=False))]

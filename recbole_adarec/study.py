@@ -112,6 +112,7 @@ class Study:
         """A job: finish a run, and write what its models do for each user beside it, ``users.pth``."""
         content: dict[str, Any] = {"format": USERS_FORMAT, "values": values}
         files = {stage: Path(folder) / f"{stage}.pth" for stage, folder in given}
+        known = files["teacher"].with_name("users.pth") if "teacher" in files else None
         if architecture := files.pop("architecture", None):
             values = values | {"architecture": str(architecture.with_suffix(".yaml"))}
         run = Run(values)
@@ -120,6 +121,9 @@ class Study:
         contents = run.train()
         content["architecture"] = contents["student"]["architecture"]
         for name in ("teacher", "student"):
+            if name == "teacher" and known is not None and known.is_file():  # the same file, on the same users
+                content[name] = load_checkpoint(known, expected=USERS_FORMAT)[name]
+                continue
             config = run.config(name)
             model = load_model(run.folder / f"{name}.pth", config["device"], expected=STAGES[name])
             found: dict[str, UserScores] = {

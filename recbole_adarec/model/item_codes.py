@@ -103,16 +103,14 @@ class CodedEmbedding(nn.Embedding):
 
     def pass_gradient_on(self) -> None:
         """Give the codebooks the gradient of the rows."""
-        gradient = self.weight.grad
-        if gradient is not None and any(part.book.requires_grad for part in self._parts):
-            self.weight.grad = None
+        gradient, self.weight.grad = self.weight.grad, None
+        if gradient is not None:
             self._rows().backward(gradient.to_dense() if gradient.is_sparse else gradient)
 
     @torch.no_grad()
     def follow_codebooks(self) -> None:
         """Make the rows what their codes say."""
-        if self._parts:
-            self.weight.copy_(self._rows())
+        self.weight.copy_(self._rows())
 
     @property
     def codes(self) -> tuple[Codes, ...]:

@@ -215,7 +215,8 @@ class StageTrainer(Trainer):
         for parameter in self.model.item_table.parameters():
             if parameter.grad is None:  # a block without items here; other processes may have some
                 parameter.grad = torch.zeros_like(parameter)
-        for embedding in self.model.item_table.coded_embeddings():
+        coded = self.model.item_table.coded_embeddings() if self.codebooks else []
+        for embedding in coded:
             embedding.pass_gradient_on()
         distributed.add_gradients(trained)
         if self.clip_grad_norm:
@@ -223,9 +224,8 @@ class StageTrainer(Trainer):
             clip_gradients(trained, **self.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.codebooks:
-            for embedding in self.model.item_table.coded_embeddings():
-                embedding.follow_codebooks()
+        for embedding in coded:
+            embedding.follow_codebooks()
         self.after_step()
         return loss.detach(), parts
 

@@ -56,9 +56,18 @@ def assert_same_training(one: Path, two: Path) -> None:
         assert other["parameters"] == model["parameters"]
 
 
-@pytest.mark.parametrize("item_loss", ["chunked", "sampled"])
-def test_two_processes_train_as_one_with_the_doubled_batch(tiny: Path, tmp_path: Path, item_loss: str) -> None:
-    settings = SETTINGS | {"data_path": str(tiny), "item_loss": item_loss, "sampled_items": 30}
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"item_loss": "chunked"},
+        {"item_loss": "sampled", "sampled_items": 30},
+        {"item_table": "adaptive", "item_blocks": 2, "student_item_codes": 3, "student_item_code_epochs": 2},
+    ],
+)
+def test_two_processes_train_as_one_with_the_doubled_batch(
+    tiny: Path, tmp_path: Path, values: dict[str, object]
+) -> None:
+    settings = SETTINGS | {"data_path": str(tiny)} | values
     result = command(sys.executable, nproc=2, train_batch_size=60, run_dir=tmp_path / "two", **settings)
     assert result.returncode == 0, result.stderr
     run_adarec(config_dict=settings | {"train_batch_size": 120}, run_dir=tmp_path / "one")

@@ -301,27 +301,30 @@ class FullItemTable(ItemTable):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if isinstance(self.embedding, CodedEmbedding) and self.embedding.codes:
-            _save_order(destination, prefix, self.embedding.order, self.prior)
+        for embedding in self.coded_embeddings():
+            if embedding.codes and embedding.order is not None:
+                _save_order(destination, prefix, embedding.order, self.prior)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         order = state_dict.pop(f"{prefix}embedding.order", None)  # as files had it at first
         order = state_dict.pop(f"{prefix}by_popularity", order)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if isinstance(self.embedding, CodedEmbedding) and f"{prefix}embedding.codes.0" in state_dict:
+        if f"{prefix}embedding.codes.0" in state_dict:
             order = by_popularity(self.n_items, self.prior) if order is None else order
-            self.embedding.order = order.long()  # its own state comes after this
+            for embedding in self.coded_embeddings():  # whose own state comes after this
+                embedding.order = order.long()
 
 
 def _unpack_prior(state_dict: dict[str, Any], prefix: str) -> None:
+    """Put the priors of a state back as they are without codes, unless they are so already."""
     if f"{prefix}prior_index" in state_dict:
         index = state_dict.pop(f"{prefix}prior_index").long()
         state_dict[f"{prefix}prior"] = state_dict.pop(f"{prefix}prior_values")[index]
 
 
-def _save_order(destination: dict[str, Any], prefix: str, order: Tensor | None, prior: Tensor) -> None:
+def _save_order(destination: dict[str, Any], prefix: str, order: Tensor, prior: Tensor) -> None:
     """Keep an order by popularity in a state, unless that of the priors, which are in it too, is the same."""
-    if order is not None and not torch.equal(order.long(), by_popularity(len(prior), prior)):
+    if not torch.equal(order.long(), by_popularity(len(prior), prior)):
         destination[f"{prefix}by_popularity"] = order.to(torch.int16 if len(prior) <= 2**15 else torch.int)
 
 
@@ -351,9 +354,10 @@ class AdaptiveItemTable(ItemTable):
     head and one entry for each tail block, the second one within a block: ``log p(x) = log p(block) + log p(x |
     block)``. Scores are log-probabilities, less the part of the prior that is not served.
 
-    With codes, training ends with `encode`: each row becomes the nearest that codes of its block can say, and the state
-    holds these codes in place of the rows (`CodedEmbedding`). Codes that are fixed before training were tried and are
-    worse: a student of Beauty then has a validation NDCG@10 of .0555 after its first epoch and .0475 after its twelfth.
+    With codes, `encode` comes after training: each row becomes the nearest that codes of its block can say, and the
+    state holds these codes in place of the rows (`CodedEmbedding`). Codes that are fixed before training were tried and
+    are worse: a student of Beauty then has a validation NDCG@10 of .0555 after its first epoch and .0475 after its
+    twelfth.
 
     The order of the items by popularity is part of the state, so that a model's file is enough to rebuild it.
 

@@ -60,10 +60,11 @@ def search_vs_random(study: Study, number: int) -> dict[str, Any]:
     limit = min(architecture_cost(architecture, config["cost"]) for architecture in searched.architectures)
     drawn = random_architectures(searched.architectures[0], config, limit, number)
     teacher = (("teacher", "search"),)
-    arms = [Arm("derived", {}, (*teacher, ("architecture", "search")))]
-    arms += [Arm(f"random-{_digest(a)}", {"architecture": a.to_dict()}, teacher) for a in drawn]
+    arms = [Arm(f"random-{_digest(a)}", {"architecture": a.to_dict()}, teacher) for a in drawn]
+    if not _new_weights(study):
+        arms.append(Arm("derived", {}, (*teacher, ("architecture", "search"))))
     results = study.run(arms)
-    derived = results.pop("derived")
+    derived = results.pop("derived", searched)
     others = list(results.values())
     found: dict[str, Any] = {"arms": {"derived": summary(derived), **{n: summary(r) for n, r in results.items()}}}
     found["teacher"] = {m: mean_and_error(searched.teacher["test"][m]) for m in METRICS}
@@ -84,6 +85,11 @@ def search_vs_random(study: Study, number: int) -> dict[str, Any]:
             ],
         }
     return found
+
+
+def _new_weights(study: Study) -> bool:
+    """Whether the student of a search is the one that its architecture by itself would give."""
+    return not stage_config(study.values, "student")["init_from_supernet"]
 
 
 def _digest(architecture: Architecture) -> str:
@@ -134,17 +140,17 @@ def ablation(study: Study, only: Sequence[str] = ()) -> dict[str, Any]:
         **{f"budget {times * budget:.4g}": {"cost_budget": times * budget} for times in BUDGETS if budget},
         **{f"no budget, beta {beta}": {"cost_budget": None, "beta": beta} for beta in BETAS},
     }
-    arms = chosen([Arm(name, values, (("teacher", "whole"),)) for name, values in changes.items()], only)
-    whole = study.run([Arm("whole", {})])
+    arms = chosen([Arm(name, values, (("teacher", "search"),)) for name, values in changes.items()], only)
+    whole = study.run([Arm("search", {})])["search"]
     others = study.run(arms)
-    found = compared(whole | others, "whole")
+    found = compared({"whole": whole, **others}, "whole")
     mappings = {name: result for name, result in others.items() if name.startswith("mapping ")}
     if not mappings:
         return found
     best = max(mappings, key=lambda name: float(mappings[name].scores["valid"]["log_likelihood"].mean()))
     found["best_one_to_one"] = {"name": best} | {
         metric: paired_difference(of, mappings[best].scores["test"][metric])._asdict()
-        for metric, of in whole["whole"].scores["test"].items()
+        for metric, of in whole.scores["test"].items()
     }
     return found
 
@@ -155,11 +161,15 @@ def ablation(study: Study, only: Sequence[str] = ()) -> dict[str, Any]:
 def teachers(study: Study) -> dict[str, Any]:
     """The same student under each teacher: the architecture that the first teacher's search finds."""
     first, *others = BACKBONES
-    results = study.run([Arm(first, {"backbone": first})])
-    given = (("architecture", first),)
-    alike = [Arm(f"student of {name}", {"backbone": name}, given) for name in (first, *others)]
-    results = study.run(alike)
-    found = compared(results, alike[0].name)
+    home = "search" if study.values["backbone"] == first else first
+    searched = study.run([Arm(home, {"backbone": first})])[home]
+    given = (("architecture", home),)
+    reference = f"student of {first}"
+    arms = [Arm(f"student of {name}", {"backbone": name}, given) for name in others]
+    if not _new_weights(study):
+        arms.append(Arm(reference, {"backbone": first}, (*given, ("teacher", home))))
+    results = {reference: searched} | study.run(arms)
+    found = compared(results, reference)
     for name, result in results.items():
         found["arms"][name]["teacher"] = {m: mean_and_error(result.teacher["test"][m]) for m in METRICS}
         found["arms"][name]["teacher_layers"] = result.teacher_layers
@@ -176,10 +186,11 @@ def transfer(studies: Mapping[str, Study]) -> dict[str, Any]:
     for scene, study in studies.items():
         arms = []
         for home, searched in homes.items():
-            architectures = zip(study.seeds, searched.architectures, strict=True)
-            by_seed = {seed: {"architecture": architecture.to_dict()} for seed, architecture in architectures}
-            arms.append(Arm(f"from {home}", {}, (("teacher", "search"),), by_seed))
-        results = study.run(arms)
+            if home != scene or not _new_weights(study):
+                architectures = zip(study.seeds, searched.architectures, strict=True)
+                by_seed = {seed: {"architecture": architecture.to_dict()} for seed, architecture in architectures}
+                arms.append(Arm(f"from {home}", {}, (("teacher", "search"),), by_seed))
+        results = {f"from {scene}": homes[scene]} | study.run(arms)
         found[scene] = compared(results, f"from {scene}")
     return found
 

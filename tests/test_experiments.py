@@ -9,6 +9,7 @@ import pytest
 import torch
 from recbole.utils import get_model, get_trainer
 
+from recbole_adarec.checkpoints import load_state
 from recbole_adarec.cli import main
 from recbole_adarec.evaluation.users import paired_difference, user_scores
 from recbole_adarec.experiments import random_architectures
@@ -64,6 +65,13 @@ def test_random_architectures_are_different_ones_within_the_limit(share):
     assert drawn == random_architectures(like, config, limit, 30)
 
 
+SMALL = [
+    "--seeds=[1]", "--hidden_size=16", "--search_hidden_size=8", "--block_num=2", "--epochs=1", "--n_layers=2",
+    "--cost_budget=0.5", "--candidate_sizes=~",
+    "--inner_size=16", "--distilled_layers=2", "--train_batch_size=200", "--show_progress=False",
+]  # fmt: skip
+
+
 def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again(tiny, tmp_path, capsys):
     arguments = [
         "experiment", "search-vs-random", "--dataset=tiny", f"--data_path={tiny}", "--seeds=[1, 2]", "--random=2",
@@ -83,12 +91,18 @@ def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again
     assert main([*arguments, "--gamma=0.5"]) == 2, "what other values gave is not taken for a result"
     assert "gamma is None there and 0.5 now" in capsys.readouterr().err
 
+    # The student of the search stands for its architecture: by itself that gives the same weights.
+    run, alone = tmp_path / "out/tiny/runs/seed-1/search", tmp_path / "alone"
+    values = [each for each in arguments[2:] if not each.startswith(("--seeds", "--random", "--output"))]
+    assert main([*values, "--seed=1", f"--architecture={run}/architecture.yaml", f"--run_dir={alone}"]) == 0
+    found, expected = (load_state(of / "student.pth", expected="AdaRecStudent")["state_dict"] for of in (alone, run))
+    assert all(torch.equal(found[name], weights) for name, weights in expected.items())
 
-SMALL = [
-    "--seeds=[1]", "--hidden_size=16", "--search_hidden_size=8", "--block_num=2", "--epochs=1", "--n_layers=2",
-    "--cost_budget=0.5", "--candidate_sizes=~",
-    "--inner_size=16", "--distilled_layers=2", "--train_batch_size=200", "--show_progress=False",
-]  # fmt: skip
+
+def test_a_student_that_began_with_the_supernets_weights_is_trained_again_beside_random_ones(tiny, tmp_path):
+    arguments = ["--dataset=tiny", f"--data_path={tiny}", "--random=1", f"--output={tmp_path}", *SMALL]
+    assert main(["experiment", "search-vs-random", *arguments, "--init_from_supernet=True"]) == 0
+    assert (tmp_path / "tiny/runs/seed-1/derived/student.pth").is_file()
 
 
 @pytest.mark.parametrize("name", ["ablation", "teachers"])

@@ -8,11 +8,13 @@ import pytest
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
+from recbole.evaluator import Collector
 from recbole.utils import get_model, get_trainer, init_seed
 
 import recbole_adarec
 from recbole_adarec.data.dataset import SequenceDataset
 from recbole_adarec.registry import MODELS
+from recbole_adarec.trainer.base import GatheringCollector
 
 SMALL = {"cost_budget": None, "epochs": 2, "hidden_size": 8, "block_num": 1, "distilled_layers": 2, "eval_args": {
     "split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full",
@@ -99,3 +101,22 @@ def test_stock_models_do_not_switch_anomaly_detection_on():
     """RecBole's SINE does when it is imported, with any other sequential model."""
     get_model("SASRec")
     assert "recbole.model.sequential_recommender.sine" in sys.modules and not torch.is_anomaly_enabled()
+
+
+def test_what_is_collected_for_metrics_is_what_recbole_collects(tiny):
+    """Rows with several items to be found, and with none, among them."""
+    config = stock_config("AdaRecStudent", tiny, metrics=["Recall", "GAUC", "ItemCoverage"], topk=[3, 5])
+    collectors = [Collector(config), GatheringCollector(config)]
+    generator = torch.Generator().manual_seed(0)
+    for rows in (6, 4):
+        scores = torch.randn(rows, 20, generator=generator)
+        wanted = torch.rand(rows, 20, generator=generator) < 0.15
+        wanted[0] = False
+        row, item = wanted.nonzero(as_tuple=True)
+        assert row.bincount().max() > 1
+        for collector in collectors:
+            collector.eval_batch_collect(scores.clone(), None, row, item)
+    theirs, ours = (collector.get_data_struct()._data_dict for collector in collectors)
+    assert {"rec.topk", "rec.items", "rec.meanrank"} <= theirs.keys() == ours.keys()
+    for name, expected in theirs.items():
+        assert ours[name].dtype == expected.dtype and torch.equal(ours[name], expected), name

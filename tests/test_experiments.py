@@ -99,10 +99,13 @@ def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again
     assert all(torch.equal(found[name], weights) for name, weights in expected.items())
 
 
-def test_a_student_that_began_with_the_supernets_weights_is_trained_again_beside_random_ones(tiny, tmp_path):
+@pytest.mark.parametrize(("name", "arm"), [("search-vs-random", "derived"), ("teachers", "student of NextItNet")])
+def test_a_student_that_began_with_the_supernets_weights_is_trained_again_beside_others(tiny, tmp_path, name, arm):
     arguments = ["--dataset=tiny", f"--data_path={tiny}", "--random=1", f"--output={tmp_path}", *SMALL]
-    assert main(["experiment", "search-vs-random", *arguments, "--init_from_supernet=True"]) == 0
-    assert (tmp_path / "tiny/runs/seed-1/derived/student.pth").is_file()
+    assert main(["experiment", name, *arguments, "--init_from_supernet=True"]) == 0
+    seed = tmp_path / "tiny/runs/seed-1"
+    assert (seed / arm / "student.pth").is_file() and not (seed / arm / "search.pth").exists()
+    assert (seed / arm / "teacher.pth").read_bytes() == (seed / "search/teacher.pth").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["ablation", "teachers"])

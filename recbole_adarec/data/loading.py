@@ -70,7 +70,7 @@ def load_data(config: Any) -> Loaders:
 def _bound_scores(config: Any, n_items: int) -> None:
     """Evaluate fewer rows at a time where the scores of ``eval_batch_size`` rows over all items are too large.
 
-    RecBole's collector makes a second matrix of the same size.
+    For its own models RecBole's collector makes a second matrix of the same size.
     """
     fitting = config["eval_scores_mb"] * 10**6 // (2 * 4 * n_items)
     config["eval_batch_size"] = max(min(config["eval_batch_size"], fitting), 1)

@@ -19,6 +19,7 @@ from recbole_adarec.baselines import baseline_config, train_baseline
 from recbole_adarec.checkpoints import build_model, load_state, save_model
 from recbole_adarec.config import MODELS, STAGES, AdaRecConfig, resolved, stage_config
 from recbole_adarec.data.loading import Loaders, load_data
+from recbole_adarec.distillation.cache import TeacherOutputs
 from recbole_adarec.evaluation import report as pages
 from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed
 from recbole_adarec.evaluation.users import user_scores
@@ -30,6 +31,7 @@ from recbole_adarec.model.student import as_architecture
 from recbole_adarec.plugins import load_plugins
 from recbole_adarec.run_folder import RECBOLE_LOGS, RunFolder, default_folder
 from recbole_adarec.stock import check_recorded, check_sequential, is_checkpoint
+from recbole_adarec.trainer.distillation import DistillationTrainer
 from recbole_adarec.trainer.fitting import fit_and_evaluate
 from recbole_adarec.trainer.repeats import fit_repeat_bias, share_of_repeats
 from recbole_adarec.trainer.search import bilevel_split
@@ -66,6 +68,7 @@ class Run:
                 values["show_progress"] = False
         load_plugins(values["plugins"])  # this may be a process of its own
         self.values = values
+        self._teacher_outputs = TeacherOutputs()
         self.architecture: Architecture | None = None
         if values["architecture"]:
             self.architecture = as_architecture(values["architecture"])
@@ -115,6 +118,7 @@ class Run:
             if distributed.is_first():
                 self.architecture.save(self.folder / "architecture.yaml")
             contents["student"] = self._stage("student", self._train)
+            self._teacher_outputs.forget()
             return contents
 
     def execute(self) -> dict[str, Any]:
@@ -181,6 +185,8 @@ class Run:
         model = get_model(config["model"])(config, data.train._dataset).to(config["device"])
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
         trainer.saved_model_file = str(self.folder / f".{config['model']}.training.pth")
+        if isinstance(trainer, DistillationTrainer):
+            trainer.teacher_outputs = self._teacher_outputs
         return trainer
 
     def _train(self, config: AdaRecConfig, data: Loaders) -> tuple[Any, dict[str, Any]]:

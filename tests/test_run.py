@@ -10,10 +10,12 @@ import torch
 from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer
 
+import recbole_adarec.distillation.cache as cache
 import recbole_adarec.pipeline as pipeline
 from recbole_adarec import AdaRecError, load_student, run_adarec
 from recbole_adarec.config import STAGES, resolve, resolved, stage_config
 from recbole_adarec.data.loading import load_data
+from recbole_adarec.distillation.cache import CachedTeacher, TeacherOutputs
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.settings import load_yaml, model_defaults
 from tests.conftest import make_config
@@ -102,6 +104,17 @@ def test_a_finished_stage_is_never_repeated(finished, tiny, monkeypatch):
     again = run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=folder)
     assert before == {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pth")}
     assert [m["test"] for m in again["models"]] == [m["test"] for m in report["models"]]
+
+
+@pytest.mark.parametrize(("values", "times"), [({}, 1), ({"student_kd_temperature": 2.0}, 2)])
+def test_the_teacher_is_asked_once_for_all_that_need_the_same(tiny, tmp_path, monkeypatch, values, times):
+    asked, freed = [], []
+    monkeypatch.setattr(cache, "CachedTeacher", lambda *args, **kw: asked.append(args) or CachedTeacher(*args, **kw))
+    forget = TeacherOutputs.forget
+    monkeypatch.setattr(TeacherOutputs, "forget", lambda self: freed.append(self) or forget(self))
+    run_adarec("tiny", config_dict={**FAST, **values, "data_path": str(tiny)}, run_dir=tmp_path / "r")
+    assert len(asked) == times
+    assert freed and freed[-1]._kept is None  # the report has the memory
 
 
 def test_a_continued_run_gives_the_numbers_of_an_unbroken_one(finished, tiny, tmp_path):

@@ -159,32 +159,50 @@ def _widths(teacher: AdaRecTeacher) -> list[int]:
     ]  # fmt: skip
 
 
-def teacher_outputs(
-    teacher: AdaRecTeacher,
-    distance: LayerDistance,
-    dataset: WindowDataset,
-    megabytes: int,
-    temperature: float | None = None,
-    student_table: ItemTable | None = None,
-) -> LiveTeacher | CachedTeacher:
-    """The teacher behind a cache if its outputs fit into `megabytes`, else without.
+class TeacherOutputs:
+    """What one teacher has to say of one dataset, for all that are taught by it.
 
-    With a `temperature` its softmax over all items is kept too, if that fits as well; with an adaptive
-    `student_table` its scores of the blocks, which are few.
+    A run has a search, candidates that are tried, and a student, 17 trainings by default.
     """
-    live = LiveTeacher(teacher.eval(), distance)
-    targets = int(dataset.windows.length.sum())
-    # The layers, the embedding and the output in half precision, and a term a layer.
-    bytes_each = 2 * sum(_widths(teacher)) + 4 * teacher.distilled_layers
-    needed, of_softmax = targets * bytes_each / 1e6, targets * (2 * teacher.n_items + 4) / 1e6
-    if needed > megabytes:
-        getLogger().info(
-            f"teacher outputs need {needed:.0f} MB, teacher_cache_mb is {megabytes}: recomputed for each batch"
-        )
-        return live
-    if needed + of_softmax > megabytes:
-        temperature = None
-    needed += 0 if temperature is None else of_softmax
-    what = "outputs" if temperature is None else "outputs and softmax"
-    getLogger().info(f"teacher {what} are kept in memory: {needed:.0f} MB")
-    return CachedTeacher(live, dataset, temperature, student_table=student_table)
+
+    def __init__(self) -> None:
+        self._kept: tuple[Any, CachedTeacher] | None = None
+
+    def of(
+        self,
+        teacher: AdaRecTeacher,
+        distance: LayerDistance,
+        dataset: WindowDataset,
+        megabytes: int,
+        temperature: float | None = None,
+        student_table: ItemTable | None = None,
+    ) -> LiveTeacher | CachedTeacher:
+        """The teacher behind a cache if its outputs fit into `megabytes`, else without.
+
+        With a `temperature` its softmax over all items is kept too, if that fits as well; with an adaptive
+        `student_table` its scores of the blocks, which are few.
+        """
+        live = LiveTeacher(teacher.eval(), distance)
+        targets = int(dataset.windows.length.sum())
+        # The layers, the embedding and the output in half precision, and a term a layer.
+        bytes_each = 2 * sum(_widths(teacher)) + 4 * teacher.distilled_layers
+        needed, of_softmax = targets * bytes_each / 1e6, targets * (2 * teacher.n_items + 4) / 1e6
+        if needed > megabytes:
+            getLogger().info(
+                f"teacher outputs need {needed:.0f} MB, teacher_cache_mb is {megabytes}: recomputed for each batch"
+            )
+            return live
+        if needed + of_softmax > megabytes:
+            temperature = None
+        key = (distance, temperature, student_table.starts if isinstance(student_table, AdaptiveItemTable) else None)
+        if self._kept is None or self._kept[0] != key:
+            self.forget()  # both at once might need twice the memory
+            needed += 0 if temperature is None else of_softmax
+            what = "outputs" if temperature is None else "outputs and softmax"
+            getLogger().info(f"teacher {what} are kept in memory: {needed:.0f} MB")
+            self._kept = key, CachedTeacher(live, dataset, temperature, student_table=student_table)
+        return self._kept[1]
+
+    def forget(self) -> None:
+        """Free the memory."""
+        self._kept = None

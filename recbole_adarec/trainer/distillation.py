@@ -10,7 +10,7 @@ from torch import Tensor
 from recbole_adarec import distributed
 from recbole_adarec.checkpoints import load_model
 from recbole_adarec.data.dataset import WindowDataset
-from recbole_adarec.distillation.cache import CachedTeacher, LiveTeacher, teacher_outputs
+from recbole_adarec.distillation.cache import CachedTeacher, LiveTeacher, TeacherOutputs
 from recbole_adarec.distillation.losses import Distiller, Losses, check_distillation
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding, rows_where
@@ -26,6 +26,8 @@ class DistillationTrainer(StageTrainer):
     ----------
     distiller : Distiller or None
         None with ``gamma: 0`` or without a teacher.
+    teacher_outputs : TeacherOutputs
+        Those of other trainings under the same teacher on the same data may take its place.
     """
 
     def __init__(self, config: Any, model: Any) -> None:
@@ -33,6 +35,7 @@ class DistillationTrainer(StageTrainer):
         check_distillation(config)
         self.teacher: AdaRecTeacher | None = None
         self.distiller: Distiller | None = None
+        self.teacher_outputs = TeacherOutputs()
         self.outputs: LiveTeacher | CachedTeacher | None = None
         if config["teacher_path"] and config["gamma"] > 0:
             self.teacher = self._load_teacher(config["teacher_path"])
@@ -68,7 +71,7 @@ class DistillationTrainer(StageTrainer):
         if self.teacher is not None and self.distiller is not None and self.outputs is None:
             dataset: WindowDataset = train_data._dataset
             everywhere = self.distiller.use_output and self.item_loss.mode in ("full", "chunked")
-            self.outputs = teacher_outputs(
+            self.outputs = self.teacher_outputs.of(
                 self.teacher, self.distiller.distance, dataset, self.config["teacher_cache_mb"],
                 self.distiller.temperature if everywhere else None, self.model.item_table,
             )  # fmt: skip

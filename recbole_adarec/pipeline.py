@@ -54,6 +54,8 @@ class Run:
     ----------
     after_epoch : callable, optional
         Told the stage, the epoch from 0, and the validation metric, after each epoch that was validated.
+    teacher_outputs : TeacherOutputs
+        Its own, or those of another run with the same teacher and data.
     """
 
     after_epoch: Callable[[str, int, float], None] | None = None
@@ -68,7 +70,7 @@ class Run:
                 values["show_progress"] = False
         load_plugins(values["plugins"])  # this may be a process of its own
         self.values = values
-        self._teacher_outputs = TeacherOutputs()
+        self.teacher_outputs = TeacherOutputs()
         self.architecture: Architecture | None = None
         if values["architecture"]:
             self.architecture = as_architecture(values["architecture"])
@@ -118,12 +120,12 @@ class Run:
             if distributed.is_first():
                 self.architecture.save(self.folder / "architecture.yaml")
             contents["student"] = self._stage("student", self._train)
-            self._teacher_outputs.forget()
             return contents
 
     def execute(self) -> dict[str, Any]:
         """Run the stages that are not finished, then write the report."""
         contents, report = self.train(), None
+        self.teacher_outputs.forget()  # what follows needs the memory
         with self.folder.recording():
             if distributed.is_first():  # RecBole's own models are trained, and speeds measured, in one process
                 baselines = {name: self._baseline(name) for name in self.values["baselines"]}
@@ -186,7 +188,7 @@ class Run:
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
         trainer.saved_model_file = str(self.folder / f".{config['model']}.training.pth")
         if isinstance(trainer, DistillationTrainer):
-            trainer.teacher_outputs = self._teacher_outputs
+            trainer.teacher_outputs = self.teacher_outputs
         return trainer
 
     def _train(self, config: AdaRecConfig, data: Loaders) -> tuple[Any, dict[str, Any]]:

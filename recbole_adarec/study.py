@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from recbole_adarec.checkpoints import load_model
 from recbole_adarec.config import STAGES
+from recbole_adarec.distillation.cache import TeacherOutputs
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.evaluation.users import UserScores, paired_difference, user_scores
@@ -68,6 +70,12 @@ class Result(NamedTuple):
     architectures: list[Architecture]
 
 
+@lru_cache(maxsize=1)
+def _outputs_of(teacher: Path) -> TeacherOutputs:
+    """Those of the last teacher that arms of this process were given."""
+    return TeacherOutputs()
+
+
 class Study:
     """Arms over several seeds, in a folder that the same command continues.
 
@@ -104,7 +112,11 @@ class Study:
                     check_same(load_checkpoint(path / "users.pth", expected=USERS_FORMAT)["values"], values, path)
                 else:
                     jobs.append((values, [(stage, str(self.path(seed, other))) for stage, other in arm.given]))
-        self._work(jobs)
+        # Seed by seed: arms of a seed have the same teacher, which a process then asks once.
+        try:
+            self._work(sorted(jobs, key=lambda job: self.seeds.index(job[0]["seed"])))
+        finally:
+            _outputs_of.cache_clear()
         return {arm.name: self._load(arm.name) for arm in arms}
 
     @staticmethod
@@ -118,6 +130,8 @@ class Study:
         run = Run(values)
         for stage, path in files.items():
             run.adopt(stage, path)
+        if "teacher" in files:
+            run.teacher_outputs = _outputs_of(files["teacher"])
         contents = run.train()
         content["architecture"] = contents["student"]["architecture"]
         for name in ("teacher", "student"):

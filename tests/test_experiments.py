@@ -9,8 +9,10 @@ import pytest
 import torch
 from recbole.utils import get_model, get_trainer
 
+import recbole_adarec.distillation.cache as cache
 from recbole_adarec.checkpoints import load_state
 from recbole_adarec.cli import main
+from recbole_adarec.distillation.cache import CachedTeacher
 from recbole_adarec.evaluation.users import paired_difference, user_scores
 from recbole_adarec.experiments import random_architectures
 from recbole_adarec.model.architecture import Architecture
@@ -72,14 +74,17 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again(tiny, tmp_path, capsys):
+def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again(tiny, tmp_path, capsys, monkeypatch):
     arguments = [
         "experiment", "search-vs-random", "--dataset=tiny", f"--data_path={tiny}", "--seeds=[1, 2]", "--random=2",
         f"--output={tmp_path / 'out'}", "--hidden_size=16", "--search_hidden_size=8", "--block_num=2", "--epochs=2",
         "--cost_budget=0.5", "--candidate_sizes=~",
         "--distilled_layers=2", "--train_batch_size=200", "--show_progress=False",
     ]  # fmt: skip
+    asked = []
+    monkeypatch.setattr(cache, "CachedTeacher", lambda *args, **kw: asked.append(args) or CachedTeacher(*args, **kw))
     assert main(arguments) == 0
+    assert len(asked) == 2 * 2, "once for a seed's search, once for all random ones"
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "out/tiny/search-vs-random.json").read_text())
     assert len(found["arms"]) == 3 and "derived" in found["arms"] and found["seeds"] == [1, 2]
@@ -91,12 +96,14 @@ def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again
     assert main([*arguments, "--gamma=0.5"]) == 2, "what other values gave is not taken for a result"
     assert "gamma is None there and 0.5 now" in capsys.readouterr().err
 
-    # The student of the search stands for its architecture: by itself that gives the same weights.
-    run, alone = tmp_path / "out/tiny/runs/seed-1/search", tmp_path / "alone"
+    # The student of the search stands for its architecture, as every arm does: by itself that gives the same weights.
     values = [each for each in arguments[2:] if not each.startswith(("--seeds", "--random", "--output"))]
-    assert main([*values, "--seed=1", f"--architecture={run}/architecture.yaml", f"--run_dir={alone}"]) == 0
-    found, expected = (load_state(of / "student.pth", expected="AdaRecStudent")["state_dict"] for of in (alone, run))
-    assert all(torch.equal(found[name], weights) for name, weights in expected.items())
+    for run in (tmp_path / "out/tiny/runs/seed-1").iterdir():
+        alone = tmp_path / f"alone-{run.name}"
+        assert main([*values, "--seed=1", f"--architecture={run}/architecture.yaml", f"--run_dir={alone}"]) == 0
+        files = (alone / "student.pth", run / "student.pth")
+        found, expected = (load_state(file, expected="AdaRecStudent")["state_dict"] for file in files)
+        assert all(torch.equal(found[name], weights) for name, weights in expected.items())
 
 
 @pytest.mark.parametrize(("name", "arm"), [("search-vs-random", "derived"), ("teachers", "student of NextItNet")])

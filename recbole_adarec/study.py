@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
@@ -157,7 +159,7 @@ class Study:
         else:
             # Forked processes would share the threads of torch, which do not survive a fork.
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(self.workers, context) as pool:
+            with ProcessPoolExecutor(self.workers, context, initializer=end_with_parent) as pool:
                 futures = [pool.submit(self.complete, *job) for job in jobs]
                 try:
                     for future in as_completed(futures):
@@ -184,6 +186,17 @@ class Study:
             scores("student"), scores("teacher"), [c["student"]["layers"] for c in contents],
             [c["teacher"]["layers"] for c in contents], [Architecture.from_dict(c["architecture"]) for c in contents],
         )  # fmt: skip
+
+
+def end_with_parent() -> None:
+    """Let this process end when its parent does: killed, that would leave it at work beside the next command."""
+    if parent := multiprocessing.parent_process():
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def chosen(arms: Sequence[Arm], only: Sequence[str]) -> list[Arm]:

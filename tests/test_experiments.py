@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from recbole.utils import get_model, get_trainer
@@ -104,6 +107,27 @@ def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again
         files = (alone / "student.pth", run / "student.pth")
         found, expected = (load_state(file, expected="AdaRecStudent")["state_dict"] for file in files)
         assert all(torch.equal(found[name], weights) for name, weights in expected.items())
+
+
+PARENT = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from recbole_adarec.study import end_with_parent
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=end_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600)
+"""
+
+
+def test_workers_end_with_the_process_that_gives_them_work(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    with subprocess.Popen([sys.executable, "parent.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as parent:
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        worker.wait(timeout=30)
 
 
 @pytest.mark.parametrize(("name", "arm"), [("search-vs-random", "derived"), ("teachers", "student of NextItNet")])

@@ -103,8 +103,8 @@ class Study:
     def run(self, arms: Sequence[Arm]) -> dict[str, Result]:
         """Run what is not finished, and load everything."""
         jobs = []
-        for arm in arms:
-            for seed in self.seeds:
+        for seed in self.seeds:  # outermost: arms of a seed have the same teacher, which a process then asks once
+            for arm in arms:
                 path = self.path(seed, arm.name)
                 values = self.values | arm.values | arm.by_seed.get(seed, {}) | {"seed": seed, "run_dir": str(path)}
                 values |= {"show_progress": self.workers == 1 and self.values.get("show_progress", True)}
@@ -114,9 +114,8 @@ class Study:
                     check_same(load_checkpoint(path / "users.pth", expected=USERS_FORMAT)["values"], values, path)
                 else:
                     jobs.append((values, [(stage, str(self.path(seed, other))) for stage, other in arm.given]))
-        # Seed by seed: arms of a seed have the same teacher, which a process then asks once.
         try:
-            self._work(sorted(jobs, key=lambda job: self.seeds.index(job[0]["seed"])))
+            self._work(jobs)
         finally:
             _outputs_of.cache_clear()
         return {arm.name: self._load(arm.name) for arm in arms}
@@ -157,9 +156,7 @@ class Study:
                 self.complete(*job)
                 bar.update()
         else:
-            # Forked processes would share the threads of torch, which do not survive a fork.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(self.workers, context, initializer=end_with_parent) as pool:
+            with worker_pool(self.workers) as pool:
                 futures = [pool.submit(self.complete, *job) for job in jobs]
                 try:
                     for future in as_completed(futures):
@@ -188,7 +185,13 @@ class Study:
         )  # fmt: skip
 
 
-def end_with_parent() -> None:
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that end when this one does, killed or not."""
+    # Forked processes would share the threads of torch, which do not survive a fork.
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
     """Let this process end when its parent does: killed, that would leave it at work beside the next command."""
     if parent := multiprocessing.parent_process():
 

@@ -110,15 +110,13 @@ def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again
 
 
 PARENT = """
-import multiprocessing, os, sys, time
-from concurrent.futures import ProcessPoolExecutor
-from recbole_adarec.study import end_with_parent
+import os, time
+from recbole_adarec.study import worker_pool
 
 if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=end_with_parent) as pool:
+    with worker_pool(1) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
-        pool.submit(time.sleep, 600)
+        pool.submit(time.sleep, 60)
 """
 
 

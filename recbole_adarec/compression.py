@@ -92,7 +92,8 @@ class ModelStudy(Study):
             part: {metric: torch.stack([c["scores"][part][metric] for c in contents]) for metric in METRICS}
             for part in ("valid", "test")
         }
-        return Result(scores, {}, [c["parameters"]["layers"] for c in contents], [], [])
+        total, layers = ([c["parameters"][of] for c in contents] for of in ("total", "layers"))
+        return Result(scores, {}, total, layers, [], [])
 
 
 def state_bytes(path: Path) -> int:
@@ -180,7 +181,8 @@ def item_tables(study: Study) -> dict[str, Any]:
         found["arms"][name] |= sizes([p for p, _ in rows], [size for _, size in rows])
     teachers = [study.path(seed, "full") / "teacher.pth" for seed in study.seeds]
     counted = [count_parameters(load_model(path, expected="AdaRecTeacher")) for path in teachers]
-    teacher = Result(results["full"].teacher, {}, [p["layers"] for p in counted], [], [])
+    total, layers = ([p[of] for p in counted] for of in ("total", "layers"))
+    teacher = Result(results["full"].teacher, {}, total, layers, [], [])
     of_teacher = compared({"teacher": teacher, "adaptive": results["adaptive"]}, "adaptive")["arms"]["teacher"]
     found["arms"]["teacher"] = of_teacher | sizes(counted, [state_bytes(path) for path in teachers])
     return found

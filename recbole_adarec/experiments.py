@@ -75,13 +75,10 @@ def search_vs_random(study: Study, number: int) -> dict[str, Any]:
             "against_mean": paired_difference(ours, theirs.mean(0))._asdict(),
             "best_by_validation": best,
             "against_best": paired_difference(ours, results[best].scores["test"][metric])._asdict(),
-            "cheaper_and_better": [
-                name
-                for name, other in results.items()
-                if sum(other.layers) < sum(derived.layers)
-                and paired_difference(other.scores["test"][metric], ours).low > 0
-            ],
         }
+        better = [n for n, other in results.items() if paired_difference(other.scores["test"][metric], ours).low > 0]
+        found[metric]["cheaper_and_better"] = [n for n in better if sum(results[n].layers) < sum(derived.layers)]
+        found[metric]["smaller_and_better"] = [n for n in better if sum(results[n].total) < sum(derived.total)]
     return found
 
 
@@ -313,8 +310,9 @@ def table(found: Mapping[str, Any]) -> str:
                 lines.append(
                     f"{words}: the derived architecture is better than {of['percentile']:.0f} % of the random ones; "
                     f"against their mean {difference_text(of['against_mean'])}; against the best by validation "
-                    f"({of['best_by_validation']}) {difference_text(of['against_best'])}; cheaper and better by more "
-                    f"than the interval: {', '.join(of['cheaper_and_better']) or 'none'}."
+                    f"({of['best_by_validation']}) {difference_text(of['against_best'])}; better by more than the "
+                    f"interval and with fewer layer parameters: {', '.join(of['cheaper_and_better']) or 'none'}; with "
+                    f"fewer parameters in all: {', '.join(of['smaller_and_better']) or 'none'}."
                 )
                 lines.append("")
     return "\n".join(lines)
@@ -325,7 +323,8 @@ def _rows(part: Mapping[str, Any]) -> str:
     for name, arm in part["arms"].items():
         channels = sorted({architecture["hidden_size"] for architecture in arm["architectures"]})
         row = {"": name, "channels": ", ".join(map(str, channels))}
-        row["layer params"] = f"{sum(arm['layers']) / len(arm['layers']):,.0f}"
+        for words, of in (("layer params", arm["layers"]), ("params", arm["total"])):
+            row[words] = f"{sum(of) / len(of):,.0f}"
         for metric, words in METRICS.items():
             row[words] = mean_text(arm["test"][metric])
             if "against_reference" in arm:

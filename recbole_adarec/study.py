@@ -60,6 +60,8 @@ class Result(NamedTuple):
         ``test`` and ``valid`` of the student: metric to ``[S, U]``.
     teacher : dict
         The same of its teacher.
+    total : list of int
+        Parameters of the student.
     layers, teacher_layers : list of int
         Parameters of the layers of both.
     architectures : list of Architecture
@@ -67,6 +69,7 @@ class Result(NamedTuple):
 
     scores: dict[str, dict[str, Tensor]]
     teacher: dict[str, dict[str, Tensor]]
+    total: list[int]
     layers: list[int]
     teacher_layers: list[int]
     architectures: list[Architecture]
@@ -179,9 +182,11 @@ class Study:
                 for part in ("valid", "test")
             }
 
+        students = [load_model(self.path(seed, arm) / "student.pth", expected=STAGES["student"]) for seed in self.seeds]
         return Result(
-            scores("student"), scores("teacher"), [c["student"]["layers"] for c in contents],
-            [c["teacher"]["layers"] for c in contents], [Architecture.from_dict(c["architecture"]) for c in contents],
+            scores("student"), scores("teacher"), [count_parameters(student)["total"] for student in students],
+            [c["student"]["layers"] for c in contents], [c["teacher"]["layers"] for c in contents],
+            [Architecture.from_dict(c["architecture"]) for c in contents],
         )  # fmt: skip
 
 
@@ -235,6 +240,7 @@ def mean_and_error(values: Tensor) -> dict[str, float | None]:
 def summary(result: Result) -> dict[str, Any]:
     """An arm's row."""
     return {
+        "total": result.total,
         "layers": result.layers,
         "architectures": [architecture.to_dict() for architecture in result.architectures],
         **{part: {m: mean_and_error(of[m]) for m in METRICS} for part, of in result.scores.items()},

@@ -15,11 +15,13 @@ from recbole.utils import get_model, get_trainer
 import recbole_adarec.distillation.cache as cache
 from recbole_adarec.checkpoints import load_state
 from recbole_adarec.cli import main
+from recbole_adarec.config import resolve
 from recbole_adarec.distillation.cache import CachedTeacher
 from recbole_adarec.evaluation.users import paired_difference, user_scores
-from recbole_adarec.experiments import random_architectures
+from recbole_adarec.experiments import random_architectures, search_vs_random
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.model.cost import architecture_cost
+from recbole_adarec.study import METRICS, Result, Study
 from tests.conftest import make_config
 
 
@@ -70,6 +72,33 @@ def test_random_architectures_are_different_ones_within_the_limit(share):
     assert drawn == random_architectures(like, config, limit, 30)
 
 
+def test_better_random_architectures_are_held_against_the_searched_one_by_layers_and_by_all_parameters(tmp_path):
+    """What is wider is dearer in all, whatever its layers cost; what is worse, or better by chance, is no matter."""
+    kinds = {  # gain over the searched one, parameters in all, parameters of the layers
+        "searched": (0.0, 300, 100), "wide": (0.5, 400, 80), "small": (0.5, 200, 80), "deep": (0.5, 200, 120),
+        "worse": (-0.5, 200, 80), "lucky": (0.01, 200, 80),
+    }  # fmt: skip
+    noise = torch.randn(len(kinds), 1, 300, generator=torch.Generator().manual_seed(0))
+    noise -= noise.mean(2, keepdim=True)
+
+    class Given(Study):
+        def run(self, arms):
+            kind = dict(zip(kinds if arms[0].name == "search" else list(kinds)[1:], arms, strict=False))
+            return {arm.name: self.result(name) for name, arm in kind.items()}
+
+        def result(self, name):
+            gain, total, layers = kinds[name]
+            of = dict.fromkeys(METRICS, gain + noise[list(kinds).index(name)])
+            searched = Architecture(32, (("conv_3",) * 6,) * 4)
+            return Result({"valid": of, "test": of}, {"test": of}, [total], [layers], [900], [searched])
+
+    found = search_vs_random(Given(resolve("ml-100k", [], {}), [1], tmp_path), len(kinds) - 1)
+    names = dict(zip(list(found["arms"])[1:], list(kinds)[1:], strict=True))
+    for metric in METRICS:
+        for key, expected in (("cheaper_and_better", ["wide", "small"]), ("smaller_and_better", ["small", "deep"])):
+            assert [names[name] for name in found[metric][key]] == expected
+
+
 SMALL = [
     "--seeds=[1]", "--hidden_size=16", "--search_hidden_size=8", "--block_num=2", "--epochs=1", "--n_layers=2",
     "--cost_budget=0.5", "--candidate_sizes=~",
@@ -92,6 +121,8 @@ def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again
     found = json.loads((tmp_path / "out/tiny/search-vs-random.json").read_text())
     assert len(found["arms"]) == 3 and "derived" in found["arms"] and found["seeds"] == [1, 2]
     assert 0 <= found["log_likelihood"]["percentile"] <= 100
+    for arm in found["arms"].values():  # the rest is the item table: 20 items and the padding, of 8 channels
+        assert [total - layers for total, layers in zip(arm["total"], arm["layers"], strict=True)] == [21 * 8] * 2
     assert printed.strip() == (tmp_path / "out/tiny/search-vs-random.md").read_text().strip()
     made = {path: path.stat().st_mtime_ns for path in Path(tmp_path / "out").rglob("*.pth")}
     assert main(arguments) == 0 and capsys.readouterr().out == printed

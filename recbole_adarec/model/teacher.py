@@ -133,7 +133,12 @@ class NextItNetTeacher(AdaRecTeacher):
 
 
 class _TransformerTeacher(AdaRecTeacher):
-    """Item and position embeddings under torch's transformer encoder."""
+    """Item and position embeddings under torch's transformer encoder.
+
+    With ``norm_first`` each layer normalises what enters its attention and its feed-forward network, and the last
+    layer's output is normalised once more, as in SASRec (section 3.2): so many layers train at the rates of
+    NextItNet. Without it each layer normalises its sums, as in BERT4Rec's paper.
+    """
 
     def __init__(self, config: Any, dataset: Any, extra_items: int, positions: int) -> None:
         super().__init__(config, dataset)
@@ -147,6 +152,8 @@ class _TransformerTeacher(AdaRecTeacher):
         self.item_table = full_table(config, dataset, self.n_items, self.hidden_size, extra_items)
         self.positions = nn.Parameter(torch.randn(positions, self.hidden_size) * 0.02)
         self.norm = nn.LayerNorm(self.hidden_size)
+        norm_first = bool(config["norm_first"])  # a teacher that was stored before the key was there has none
+        self.last_norm = nn.LayerNorm(self.hidden_size) if norm_first else nn.Identity()
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 self.hidden_size,
@@ -155,6 +162,7 @@ class _TransformerTeacher(AdaRecTeacher):
                 config["dropout_prob"],
                 activation=config["hidden_act"],
                 batch_first=True,
+                norm_first=norm_first,
             )
             for _ in range(config["n_layers"])
         )
@@ -169,7 +177,7 @@ class _TransformerTeacher(AdaRecTeacher):
         for layer in self.layers:
             x = layer(x, **masks)
             hidden.append(x)
-        return Encoding(embedding, self.distilled(hidden), x)
+        return Encoding(embedding, self.distilled(hidden), self.last_norm(x))
 
 
 class SASRecTeacher(_TransformerTeacher):

@@ -18,7 +18,7 @@ from recbole.config import Config
 from recbole_adarec import compat
 from recbole_adarec.data.dataset import SequenceDataset
 from recbole_adarec.model import cprec, student, supernet, teacher
-from recbole_adarec.settings import model_defaults
+from recbole_adarec.settings import backbone_defaults, model_defaults
 from recbole_adarec.trainer.cprec import CpRecTrainer
 from recbole_adarec.trainer.search import AdaRecSupernetTrainer
 from recbole_adarec.trainer.student import AdaRecStudentTrainer
@@ -51,6 +51,9 @@ def _with_our_defaults(original: Any) -> Any:
     def load(self: Config, model: str, model_class: type, dataset: str) -> None:
         original(self, model, model_class, dataset)
         if model in MODELS:
-            self.internal_config_dict.update(model_defaults(model))
+            defaults = model_defaults(model)
+            if "backbone" in defaults:
+                defaults |= backbone_defaults(self.external_config_dict.get("backbone", defaults["backbone"]))
+            self.internal_config_dict.update(defaults)
 
     return load

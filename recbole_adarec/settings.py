@@ -80,6 +80,12 @@ def model_defaults(name: str) -> dict[str, Any]:
     return dict(_model_defaults(name))
 
 
+def backbone_defaults(backbone: str) -> dict[str, Any]:
+    """What a teacher's backbone has otherwise than properties/model/AdaRecTeacher.yaml says, if anything."""
+    path = PROPERTIES / "backbone" / f"{backbone}.yaml"
+    return load_yaml(path) if path.is_file() else {}
+
+
 def run_defaults() -> dict[str, Any]:
     """Default settings of a run, properties/adarec.yaml."""
     return load_yaml(PROPERTIES / "adarec.yaml")

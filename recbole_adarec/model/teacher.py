@@ -136,8 +136,8 @@ class _TransformerTeacher(AdaRecTeacher):
     """Item and position embeddings under torch's transformer encoder.
 
     With ``norm_first`` each layer normalises what enters its attention and its feed-forward network, and the last
-    layer's output is normalised once more, as in SASRec (section 3.2): so many layers train at the rates of
-    NextItNet. Without it each layer normalises its sums, as in BERT4Rec's paper.
+    layer's output is normalised once more, as in SASRec (section 3.2): without that eight layers hardly train.
+    Without the key each layer normalises its sums, as in BERT4Rec's paper.
     """
 
     def __init__(self, config: Any, dataset: Any, extra_items: int, positions: int) -> None:

@@ -12,12 +12,12 @@ if find_spec("recbole") is None:
     raise ImportError("recbole is missing; on Python 3.12 and above: pip install --no-deps recbole==1.2.1")
 
 from recbole_adarec.deployment.recommender import Recommender, load_student, load_teacher
-from recbole_adarec.distillation.transport import layer_mapping
+from recbole_adarec.distillation.layer_mapping import layer_mapping
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.architecture import Architecture
-from recbole_adarec.model.base import CausalConv
-from recbole_adarec.model.operations import operation
-from recbole_adarec.model.stock_teacher import TeacherAdapter, teacher_adapter
+from recbole_adarec.model.layers import CausalConv
+from recbole_adarec.model.search_space.architecture import Architecture
+from recbole_adarec.model.search_space.operations import operation
+from recbole_adarec.model.teachers.adapters import TeacherAdapter, teacher_adapter
 from recbole_adarec.plugins import load_plugins
 from recbole_adarec.quick_start import run_adarec
 from recbole_adarec.registry import register

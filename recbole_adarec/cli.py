@@ -64,7 +64,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
     AdaRecError
         If an argument has another form, or a key is given twice with different values.
     """
-    from recbole_adarec.settings import parse_value
+    from recbole_adarec.storage.yaml_files import parse_value
 
     files: list[str] = []
     values: dict[str, Any] = {}
@@ -133,11 +133,11 @@ def _split_verb(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _run(arguments: list[str]) -> int:
-    from recbole_adarec.allocator import keep_freed_memory
     from recbole_adarec.config import resolve
     from recbole_adarec.distributed import is_first, launch, stop
-    from recbole_adarec.evaluation.report import comparison_table
-    from recbole_adarec.quick_start import begin
+    from recbole_adarec.memory import keep_freed_memory
+    from recbole_adarec.quick_start import make_run
+    from recbole_adarec.report.text import comparison_table
 
     values = resolve(None, *parse_arguments(arguments))
     # RecBole's keys of several processes; where torchrun has started them the environment says so.
@@ -150,7 +150,7 @@ def _run(arguments: list[str]) -> int:
             world=nproc if one_machine else world, offset=values.get("group_offset", 0),
         )  # fmt: skip
     keep_freed_memory()
-    run = begin(values)
+    run = make_run(values)
     if is_first():
         print(f"run folder: {run.folder.path}")
     report = run.execute()
@@ -164,8 +164,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _benchmark(arguments: list[str]) -> int:
-    from recbole_adarec.allocator import keep_freed_memory
-    from recbole_adarec.evaluation.benchmark import FULL, PARTS, QUICK, run_benchmark
+    from recbole_adarec.memory import keep_freed_memory
+    from recbole_adarec.studies.benchmark.benchmark import FULL, PARTS, QUICK, run_benchmark
 
     sizes = QUICK if "--quick" in arguments else FULL
     files, values = parse_arguments([argument for argument in arguments if argument != "--quick"])
@@ -179,8 +179,8 @@ def _benchmark(arguments: list[str]) -> int:
 
 
 def _experiment(arguments: list[str]) -> int:
-    from recbole_adarec.allocator import keep_freed_memory
-    from recbole_adarec.experiments import EXPERIMENTS, run_experiment, table
+    from recbole_adarec.memory import keep_freed_memory
+    from recbole_adarec.studies.experiments import EXPERIMENTS, experiment_table, run_experiment
 
     names = [argument for argument in arguments if not argument.startswith("--")]
     if len(names) != 1:
@@ -191,13 +191,14 @@ def _experiment(arguments: list[str]) -> int:
     if "random" in given:
         given["number"] = given.pop("random")
     keep_freed_memory()
-    print(table(run_experiment(names[0], files, values, **given)))
+    print(experiment_table(run_experiment(names[0], files, values, **given)))
     return 0
 
 
 def _compare(arguments: list[str]) -> int:
-    from recbole_adarec.allocator import keep_freed_memory
-    from recbole_adarec.comparison import models_table, run_comparison, significance_table
+    from recbole_adarec.memory import keep_freed_memory
+    from recbole_adarec.studies.comparison import run_comparison
+    from recbole_adarec.studies.comparison_tables import models_table, significance_table
 
     arguments = ["--fast_baselines=True" if argument == "--fast_baselines" else argument for argument in arguments]
     files, values = parse_arguments(arguments)
@@ -211,8 +212,8 @@ def _compare(arguments: list[str]) -> int:
 
 
 def _tune(arguments: list[str]) -> int:
-    from recbole_adarec.allocator import keep_freed_memory
-    from recbole_adarec.tuning import run_tuning
+    from recbole_adarec.memory import keep_freed_memory
+    from recbole_adarec.studies.tuning.command import run_tuning
 
     files, values = parse_arguments(arguments)
     own = {"params_file": str, "tool": str, "algo": str, "scheduler": str, "ray_address": str, "output": str}

@@ -28,7 +28,7 @@ from recbole.trainer import Trainer
 from recbole.utils import set_color, url
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.files import save_checkpoint
+from recbole_adarec.storage.files import save_checkpoint
 
 
 def _save_plain_checkpoint(self: Trainer, epoch: int, verbose: bool = True, **kwargs: Any) -> None:

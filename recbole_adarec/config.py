@@ -16,16 +16,18 @@ from recbole.config import Config
 from recbole.utils import argument_list
 
 from recbole_adarec import distributed
-from recbole_adarec.distillation.item_losses import ITEM_LOSSES
-from recbole_adarec.distillation.transport import DISTANCES, MAPPINGS
+from recbole_adarec.distillation.layer_mapping import DISTANCES, MAPPINGS
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.cost import COSTS
-from recbole_adarec.model.item_table import ITEM_OUTPUTS, ITEM_TABLES
-from recbole_adarec.model.operations import check_operations
-from recbole_adarec.model.teacher import BACKBONES, LAYER_SHARING
+from recbole_adarec.losses.full_softmax import ITEM_LOSSES
+from recbole_adarec.model.item_table.base import ITEM_OUTPUTS, ITEM_TABLES
+from recbole_adarec.model.residual_blocks import LAYER_SHARING
+from recbole_adarec.model.search_space.cost import COSTS
+from recbole_adarec.model.search_space.operations import check_operations
+from recbole_adarec.model.teachers.base import backbones
 from recbole_adarec.plugins import load_plugins
-from recbole_adarec.settings import Loader, find_file, load_yaml, model_defaults, run_defaults
 from recbole_adarec.stock import data_of_teacher, is_checkpoint, stock_keys, stock_settings
+from recbole_adarec.storage.properties import find_file, model_defaults, run_defaults
+from recbole_adarec.storage.yaml_files import Loader, load_yaml
 
 STAGES = {"teacher": "AdaRecTeacher", "search": "AdaRecSupernet", "student": "AdaRecStudent"}
 MODELS = {**STAGES, "cprec": "CpRec"}  # what has defaults and a prefix of its own
@@ -65,7 +67,7 @@ _OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
     "nproc": (int,), "world_size": (int,), "group_offset": (int,), "port": (int, str), "ip": (str,),
 }  # fmt: skip
 _CHOICES: dict[str, Collection[str]] = {
-    "backbone": tuple(BACKBONES),
+    "backbone": tuple(backbones()),
     "layer_mapping": MAPPINGS,
     "hidden_distance": tuple(DISTANCES),
     "cost": COSTS,

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.settings import find_file
+from recbole_adarec.storage.properties import find_file
 
 _loaded: dict[Path, ModuleType] = {}
 

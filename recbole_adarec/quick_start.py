@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_adarec.config import resolve
-from recbole_adarec.pipeline import Run
-from recbole_adarec.stock_run import StockRun
+from recbole_adarec.runs.pipeline import Run
+from recbole_adarec.runs.recbole_run import RecBoleRun
 
 
 def run_adarec(
@@ -47,9 +47,9 @@ def run_adarec(
         overrides["run_dir"] = str(run_dir)
     if model is not None:
         overrides["model"] = model
-    return begin(resolve(dataset, config_file_list, overrides)).execute()
+    return make_run(resolve(dataset, config_file_list, overrides)).execute()
 
 
-def begin(values: dict[str, Any]) -> Run:
+def make_run(values: dict[str, Any]) -> Run:
     """The run that resolved values ask for: a distillation, or a stock model alone."""
-    return StockRun(values) if values["model"] else Run(values)
+    return RecBoleRun(values) if values["model"] else Run(values)

@@ -17,15 +17,15 @@ from recbole.config import Config
 
 from recbole_adarec import compat
 from recbole_adarec.data.dataset import SequenceDataset
-from recbole_adarec.model import cprec, student, supernet, teacher
-from recbole_adarec.settings import backbone_defaults, model_defaults
-from recbole_adarec.trainer.cprec import CpRecTrainer
+from recbole_adarec.model import cprec, student, supernet
+from recbole_adarec.model.teachers import backbones
+from recbole_adarec.storage.properties import backbone_defaults, model_defaults
 from recbole_adarec.trainer.search import AdaRecSupernetTrainer
 from recbole_adarec.trainer.student import AdaRecStudentTrainer
-from recbole_adarec.trainer.teacher import AdaRecTeacherTrainer
+from recbole_adarec.trainer.teacher import AdaRecTeacherTrainer, CpRecTrainer
 
 MODELS = {
-    "AdaRecTeacher": (teacher, AdaRecTeacherTrainer),
+    "AdaRecTeacher": (backbones, AdaRecTeacherTrainer),
     "AdaRecSupernet": (supernet, AdaRecSupernetTrainer),
     "AdaRecStudent": (student, AdaRecStudentTrainer),
     "CpRec": (cprec, CpRecTrainer),

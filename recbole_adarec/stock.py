@@ -9,8 +9,9 @@ import recbole
 from recbole.utils import ModelType, get_model
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.foreign import StockCheckpoint, read_checkpoint
-from recbole_adarec.settings import PROPERTIES, load_yaml
+from recbole_adarec.storage.properties import PROPERTIES
+from recbole_adarec.storage.recbole_checkpoint import RecBoleCheckpoint, read_checkpoint
+from recbole_adarec.storage.yaml_files import load_yaml
 
 # What decides which items and users there are, in which order they get their ids, and what the test data is.
 DATA_KEYS = (
@@ -109,7 +110,7 @@ def _shape(key: str, value: Any) -> Any:
     return value
 
 
-def check_recorded(checkpoint: StockCheckpoint, valid: dict[str, float]) -> str:
+def check_recorded(checkpoint: RecBoleCheckpoint, valid: dict[str, float]) -> str:
     """Compare the validation result that RecBole recorded with the one found here; what to tell the user.
 
     Raises

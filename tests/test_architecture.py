@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.architecture import FORMAT, Architecture, edges
-from recbole_adarec.model.cell import live_edges
-from recbole_adarec.settings import PROPERTIES
+from recbole_adarec.model.search_space.architecture import FORMAT, Architecture, edges
+from recbole_adarec.model.search_space.cell import live_edges
+from recbole_adarec.storage.properties import PROPERTIES
 
 CELL = [["conv_3"], ["skip", "none"], ["dilated_conv_5", "max_pool_3", "none"]]
 

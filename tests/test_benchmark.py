@@ -11,15 +11,13 @@ import torch
 
 from recbole_adarec import cli
 from recbole_adarec.cli import main
-from recbole_adarec.evaluation import benchmark
-from recbole_adarec.evaluation.benchmark import (
-    PARTS,
+from recbole_adarec.studies.benchmark import benchmark
+from recbole_adarec.studies.benchmark.benchmark import PARTS, Sizes, run_benchmark
+from recbole_adarec.studies.benchmark.instruments import (
     PeakMemory,
-    Sizes,
     Stopwatch,
-    figure,
+    quartiles,
     replaced,
-    run_benchmark,
     synthetic_interactions,
 )
 
@@ -167,8 +165,8 @@ def test_synthetic_data(interactions, items):
 
 
 def test_figure():
-    assert figure([4.0]) == {"median": 4.0, "q1": 4.0, "q3": 4.0, "n": 1}
-    assert figure([1.0, 2.0, 3.0, 4.0, 123456.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "n": 5}
+    assert quartiles([4.0]) == {"median": 4.0, "q1": 4.0, "q3": 4.0, "n": 1}
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 123456.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "n": 5}
 
 
 def test_peak_memory_sees_what_is_gone_again():

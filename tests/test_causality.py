@@ -7,7 +7,7 @@ import torch
 from recbole.utils import get_model
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.operations import OPERATIONS, Operation, check_operations, is_causal
+from recbole_adarec.model.search_space.operations import OPERATIONS, Operation, check_operations, is_causal
 from tests.conftest import make_config
 
 CAUSAL = ["NextItNet", "SASRec"]
@@ -104,11 +104,11 @@ def test_bert4rec_teaches_only_behind_its_input(ml100k):
     """Its lesson at t must not change with the items after t, bidirectional as it is."""
     model = teacher(ml100k, "BERT4Rec")
     sequence = torch.randint(1, 1000, (3, 16))
-    before, positions = model.taught(sequence)
+    before, positions = model.distillation_targets(sequence)
     assert positions.sum(1).tolist() == [8, 8, 8] and positions[:, -1].all()
     changed = sequence.clone()
     changed[:, 10:] = torch.randint(1, 1000, (3, 6))
-    after, _ = model.taught(changed)
+    after, _ = model.distillation_targets(changed)
     early = positions.nonzero()[:, 1] < 10
     torch.testing.assert_close(before.output[early], after.output[early], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(before.output[~early], after.output[~early], rtol=1e-4, atol=1e-5)
@@ -121,9 +121,9 @@ def test_last_state_of_bert4rec_is_its_last_lesson(ml100k):
     model = teacher(ml100k, "BERT4Rec")
     sequence, lengths = torch.randint(1, 1000, (3, 16)), torch.tensor([16, 5, 1])
     sequence = sequence * (torch.arange(16) < lengths[:, None])
-    lesson, positions = model.taught(sequence)
+    teacher_targets, positions = model.distillation_targets(sequence)
     row, column = positions.nonzero(as_tuple=True)
-    torch.testing.assert_close(lesson.output[column == lengths[row] - 1], model.last_state(sequence, lengths))
+    torch.testing.assert_close(teacher_targets.output[column == lengths[row] - 1], model.last_state(sequence, lengths))
 
 
 def test_every_operation_of_the_table_is_causal():

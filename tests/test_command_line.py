@@ -14,7 +14,8 @@ from recbole_adarec import compat
 from recbole_adarec.cli import main, parse_arguments
 from recbole_adarec.config import resolve, stage_config
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.settings import PROPERTIES, load_yaml
+from recbole_adarec.storage.properties import PROPERTIES
+from recbole_adarec.storage.yaml_files import load_yaml
 from tests.conftest import write_dataset
 
 

@@ -10,11 +10,12 @@ import torch
 from recbole.utils import get_model
 from scipy import stats
 
-from recbole_adarec.baselines import CAUSAL, EveryPosition, baseline_config
 from recbole_adarec.cli import main
 from recbole_adarec.config import resolve
 from recbole_adarec.data.loading import load_data
-from recbole_adarec.evaluation.users import paired_tests
+from recbole_adarec.evaluation.significance import paired_tests
+from recbole_adarec.interop.baselines import baseline_config
+from recbole_adarec.interop.every_position import EVERY_POSITION_MODELS, EveryPosition
 from tests.conftest import make_config
 
 SMALL = [
@@ -70,7 +71,7 @@ def test_models_of_all_kinds_are_compared_and_nothing_is_trained_twice(found, ti
     assert "seed is 2020 there and 1 now" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", list(CAUSAL))
+@pytest.mark.parametrize("name", list(EVERY_POSITION_MODELS))
 def test_a_causal_model_sees_no_later_item_and_its_last_state_is_recboles(name, ml100k):
     values = resolve("ml-100k", [], {"baselines": [name], "show_progress": False})
     config = baseline_config(values, name, every_position=True)
@@ -90,8 +91,8 @@ def test_a_causal_model_sees_no_later_item_and_its_last_state_is_recboles(name, 
 
 def test_every_position_learns(tiny):
     """The next item follows from the last one nine times of ten."""
-    from recbole_adarec.baselines import train_baseline
-    from recbole_adarec.files import load_checkpoint
+    from recbole_adarec.interop.baselines import train_baseline
+    from recbole_adarec.storage.files import load_checkpoint
 
     overrides = {"baselines": ["GRU4Rec"], "data_path": str(tiny), "show_progress": False, "train_batch_size": 200}
     values = resolve("tiny", [], overrides | {"epochs": 40, "learning_rate": 0.02})

@@ -11,13 +11,14 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer
 
 from recbole_adarec import AdaRecError, load_student, run_adarec
-from recbole_adarec.checkpoints import load_model, save_model
 from recbole_adarec.cli import main
 from recbole_adarec.config import resolve, stage_config
+from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.evaluation.profile import count_parameters
-from recbole_adarec.evaluation.users import user_scores
-from recbole_adarec.files import load_checkpoint
-from recbole_adarec.model.teacher import LAYER_SHARING
+from recbole_adarec.model.residual_blocks import LAYER_SHARING
+from recbole_adarec.model.stored import load_model
+from recbole_adarec.storage.files import load_checkpoint
+from recbole_adarec.storage.model_files import save_model
 from recbole_adarec.trainer.base import Batch
 from recbole_adarec.trainer.fitting import fit_and_evaluate
 from tests.conftest import make_config
@@ -77,7 +78,7 @@ def test_a_model_spends_its_budget_and_no_more(ml100k, budget, sharing):
     """Of a NextItNet with a full table, which the sharing must not make smaller."""
     _, whole = built(ml100k, "teacher")
     _, model = built(ml100k, total_budget=budget, layer_sharing=sharing)
-    model.item_table.encode()
+    model.item_table.quantize()
     share = count_parameters(model)["total"] / count_parameters(whole)["total"]
     full = set(model.item_table.cut.widths) == {model.hidden_size}
     assert share <= budget and (share > 0.98 * budget or full)
@@ -183,13 +184,13 @@ def test_what_codes_lose_is_partly_won_back_by_training_on_with_them(ml100k, tmp
         )  # fmt: skip
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
         fit_and_evaluate(trainer, ml100k, show_progress=False)
-        assert len(trainer.history) == 2 + epochs
+        assert len(trainer.training_log) == 2 + epochs
         rates = [group["lr"] / group.get("lr_scale", 1.0) for group in trainer.optimizer.param_groups]
         assert max(rates) == pytest.approx(0.05 * config["learning_rate"], rel=0.2), (
             "the cosine ends with each training"
         )
         table = model.item_table
-        assert all(embedding.codes for embedding in table.coded_embeddings())
+        assert all(embedding.codes for embedding in table.quantized_embeddings())
         found[epochs] = float(user_scores(model, ml100k.valid).log_likelihood.mean()), table.parameter_count()
     assert found[1][0] > found[0][0] + 0.05 and found[1][1] == found[0][1]
 

@@ -10,10 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_adarec.distillation.cache import CachedTeacher, LiveTeacher
-from recbole_adarec.distillation.item_losses import Candidates, ItemLoss, Sampler, item_losses
-from recbole_adarec.distillation.losses import Distiller
-from recbole_adarec.distillation.transport import (
+from recbole_adarec.distillation.distiller import Distiller
+from recbole_adarec.distillation.layer_mapping import (
     DISTANCES,
     EMDMapping,
     FixedMapping,
@@ -21,8 +19,13 @@ from recbole_adarec.distillation.transport import (
     fixed_pairs,
     optimal_flow,
 )
+from recbole_adarec.distillation.teacher_outputs import CachedTeacher, LiveTeacher
+from recbole_adarec.losses.full_softmax import SoftmaxLoss, softmax_losses
+from recbole_adarec.losses.sampling import Candidates, Sampler
 from recbole_adarec.model.base import Encoding
-from recbole_adarec.model.item_table import FullItemTable, Taken, distinct, taken_up_to, with_one
+from recbole_adarec.model.item_table.base import append_ones
+from recbole_adarec.model.item_table.full import FullItemTable
+from recbole_adarec.model.seen_items import SeenItems, deduplicated, seen_up_to
 from tests.conftest import make_config
 from tests.test_causality import shaken, teacher
 
@@ -100,12 +103,12 @@ def test_random_mapping_is_ordered_distinct_and_seeded():
     assert len({tuple(fixed_pairs("random", 4, 8, seed=s)) for s in range(10)}) > 3
 
 
-def torchs_own(states, table, labels, teacher_states, teacher_table, t, taken=None, teacher_bias=0.0):
+def torchs_own(states, table, labels, teacher_states, teacher_table, t, seen=None, teacher_bias=0.0):
     """Losses over all items, written with torch's own functions."""
     logits, of_teacher = states @ table.T, teacher_states @ teacher_table.T
-    if taken is not None:
-        own = torch.zeros_like(logits).scatter_(1, taken.items, 1.0).index_fill_(1, torch.tensor([0]), 0.0)
-        logits, of_teacher = logits + taken.bias * own, of_teacher + teacher_bias * own
+    if seen is not None:
+        own = torch.zeros_like(logits).scatter_(1, seen.items, 1.0).index_fill_(1, torch.tensor([0]), 0.0)
+        logits, of_teacher = logits + seen.bias * own, of_teacher + teacher_bias * own
     kl = t**2 * F.kl_div(
         (logits / t).log_softmax(-1), (of_teacher / t).log_softmax(-1), log_target=True, reduction="batchmean"
     )
@@ -125,26 +128,26 @@ def test_item_losses_equal_torchs_own_with_their_gradients(way, temperature, pos
         torch.randn(positions, 16),
         torch.randn(n, 16),
     )
-    taken, teacher_bias = None, 0.0
+    seen, teacher_bias = None, 0.0
     if biases is not None:
-        taken, teacher_bias = Taken(distinct(torch.randint(n, (positions, 5))), biases[0]), biases[1]
+        seen, teacher_bias = SeenItems(deduplicated(torch.randint(n, (positions, 5))), biases[0]), biases[1]
     values = {"ce_weight": 0.3, "kl_weight": 0.7, "temperature": temperature, "teacher_states": teacher_states}
-    values |= {"taken": taken, "teacher_bias": teacher_bias}
+    values |= {"seen": seen, "teacher_bias": teacher_bias}
     if way == "every item a candidate":
-        loss = ItemLoss(make_config("student", item_loss="sampled"), n, torch.device("cpu"))
+        loss = SoftmaxLoss(make_config("student", item_loss="sampled"), n, torch.device("cpu"))
         loss.sampler = SimpleNamespace(draw=lambda _: Candidates(torch.arange(n), torch.zeros(n)))
         rows = SimpleNamespace(rows=lambda items: table[items], n_items=n)
-        # Without the channel of ones that `with_one` adds.
-        with patch("recbole_adarec.distillation.item_losses.with_one", lambda x: x):
+        # Without the channel of ones that `append_ones` adds.
+        with patch("recbole_adarec.losses.full_softmax.append_ones", lambda x: x):
             total, ce, kl = loss(states, rows, labels, teacher_table=teacher_table, **values)
     else:
         rows = positions if way == "one chunk" else 64
-        total, ce, kl = item_losses(states, table, labels, rows=rows, teacher_table=teacher_table, **values)
+        total, ce, kl = softmax_losses(states, table, labels, rows=rows, teacher_table=teacher_table, **values)
     (2 * total).backward()
     found = states.grad.clone(), table.grad.clone()
     states.grad = table.grad = None
     expected_ce, expected_kl = torchs_own(
-        states, table, labels, teacher_states, teacher_table, temperature, taken, teacher_bias
+        states, table, labels, teacher_states, teacher_table, temperature, seen, teacher_bias
     )
     (2 * (0.3 * expected_ce + 0.7 * expected_kl)).backward()
     torch.testing.assert_close(ce, expected_ce.detach())
@@ -164,15 +167,15 @@ def test_what_was_taken_is_all_of_the_window_up_to_a_position(ml100k):
     item_seq = batch["item_id_list"].clone()
     item_seq[:, 3] = item_seq[:, 1]  # taken twice
     rows = (batch["target_item_id_list"] != 0).flatten().nonzero().squeeze(1)
-    for row, taken in zip(rows.tolist(), taken_up_to(item_seq, rows), strict=True):
+    for row, seen in zip(rows.tolist(), seen_up_to(item_seq, rows), strict=True):
         window, position = divmod(row, item_seq.shape[1])
-        found = taken[taken != 0].tolist()
+        found = seen[seen != 0].tolist()
         assert len(found) == len(set(found)) and set(found) == set(item_seq[window, : position + 1].tolist())
 
 
 def test_scores_far_apart_do_not_overflow():
     states = torch.full((3, 1), 300.0, requires_grad=True)
-    total, ce, _ = item_losses(states, torch.tensor([[-1.0], [1.0], [0.5]]), torch.tensor([0, 1, 2]))
+    total, ce, _ = softmax_losses(states, torch.tensor([[-1.0], [1.0], [0.5]]), torch.tensor([0, 1, 2]))
     total.backward()
     assert float(ce) == pytest.approx((600 + 0 + 150) / 3) and bool(states.grad.isfinite().all())
 
@@ -188,7 +191,7 @@ def test_sampled_partition_functions_are_unbiased(number):
         drawn = sampler.draw(torch.device("cpu"))
         for i in range(2):
             of_target = table[labels[i : i + 1]]
-            _, ce, _ = item_losses(
+            _, ce, _ = softmax_losses(
                 states[i : i + 1], table[drawn.items], labels[i : i + 1], candidates=drawn, positives=of_target
             )
             estimates.append((ce + states[i] @ of_target[0]).exp())
@@ -219,7 +222,7 @@ def test_a_student_that_knows_its_teachers_table_starts_at_the_best_approximatio
 def test_each_switch_leaves_out_its_loss_alone(ml100k, switch):
     model = teacher_of(ml100k)
     batch = ml100k.train._dataset[torch.arange(4)]
-    lesson = LiveTeacher(model, DISTANCES["kl"]).lesson(batch)
+    teacher_targets = LiveTeacher(model, DISTANCES["kl"]).targets_of(batch)
     b, length = batch["item_id_list"].shape
     encoding = Encoding(
         torch.randn(b, length, 32), tuple(torch.randn(b, length, 32) for _ in range(4)), torch.randn(b, length, 32)
@@ -229,8 +232,8 @@ def test_each_switch_leaves_out_its_loss_alone(ml100k, switch):
     for config in (make_config("student"), make_config("student", **{switch: False})):
         torch.manual_seed(0)
         d = distiller(config, model.item_table.matrix)
-        item_loss = ItemLoss(config, model.n_items, torch.device("cpu"))
-        losses = d(encoding, batch["item_id_list"], batch["target_item_id_list"], table, lesson, item_loss)
+        item_loss = SoftmaxLoss(config, model.n_items, torch.device("cpu"))
+        losses = d(encoding, batch["item_id_list"], batch["target_item_id_list"], table, teacher_targets, item_loss)
         parts[config[switch]] = losses.parts
     name = switch.removeprefix("loss_")
     assert float(parts[True][name]) > 0 and float(parts[False].get(name, torch.zeros(()))) == 0
@@ -262,8 +265,8 @@ def test_cached_lessons_equal_live_ones(ml100k, backbone):
     live = LiveTeacher(model, DISTANCES["kl"])
     cached = CachedTeacher(live, part, temperature=2.0)
     batch = dataset[few[few < 200].flip(0)]
-    expected, found = live.lesson(batch), cached.lesson(batch)
-    assert torch.equal(expected.rows, found.rows) and expected.everywhere == found.everywhere
+    expected, found = live.targets_of(batch), cached.targets_of(batch)
+    assert torch.equal(expected.rows, found.rows) and expected.every_position == found.every_position
     for x, y in zip(expected[2:-1], found[2:-1], strict=True):
         torch.testing.assert_close(x, y, rtol=2e-3, atol=2e-3)
 
@@ -271,11 +274,11 @@ def test_cached_lessons_equal_live_ones(ml100k, backbone):
     table, labels = torch.randn(model.n_items, 8), batch["target_item_id_list"].flatten()[expected.rows]
     values = {"ce_weight": 0.3, "kl_weight": 0.7, "temperature": 2.0, "rows": 16}
     results = []
-    taken = Taken(taken_up_to(batch["item_id_list"], expected.rows), -3.0)
+    seen = SeenItems(seen_up_to(batch["item_id_list"], expected.rows), -3.0)
     for softmax in (None, found.softmax):
-        total, *parts = item_losses(
-            states, table, labels, teacher_states=with_one(expected.output), teacher_table=model.item_table.matrix,
-            teacher_softmax=softmax, taken=taken, teacher_bias=-2.0, **values,
+        total, *parts = softmax_losses(
+            states, table, labels, teacher_states=append_ones(expected.output), teacher_table=model.item_table.matrix,
+            teacher_softmax=softmax, seen=seen, teacher_bias=-2.0, **values,
         )  # fmt: skip
         results.append((*parts, *torch.autograd.grad(total, [states])))
     for x, y in zip(*results, strict=True):
@@ -285,6 +288,6 @@ def test_cached_lessons_equal_live_ones(ml100k, backbone):
 def test_a_bidirectional_teacher_gives_no_lesson_elsewhere(ml100k):
     model = teacher(ml100k, "BERT4Rec")
     batch = ml100k.train._dataset[torch.arange(5)]
-    lesson = LiveTeacher(model, DISTANCES["kl"]).lesson(batch)
-    assert not lesson.everywhere and len(lesson.rows) < (batch["item_id_list"] != 0).sum()
-    assert len(lesson.output) == len(lesson.rows)
+    teacher_targets = LiveTeacher(model, DISTANCES["kl"]).targets_of(batch)
+    assert not teacher_targets.every_position and len(teacher_targets.rows) < (batch["item_id_list"] != 0).sum()
+    assert len(teacher_targets.output) == len(teacher_targets.rows)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from recbole_adarec import AdaRecError, run_adarec
-from recbole_adarec.files import load_checkpoint
+from recbole_adarec.storage.files import load_checkpoint
 
 SCRIPT = Path(__file__).parent.parent / "run_adarec.py"
 SETTINGS = {

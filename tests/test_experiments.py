@@ -12,16 +12,17 @@ import pytest
 import torch
 from recbole.utils import get_model, get_trainer
 
-import recbole_adarec.distillation.cache as cache
-from recbole_adarec.checkpoints import load_state
+import recbole_adarec.distillation.teacher_outputs as cache
 from recbole_adarec.cli import main
 from recbole_adarec.config import resolve
-from recbole_adarec.distillation.cache import CachedTeacher
-from recbole_adarec.evaluation.users import paired_difference, user_scores
-from recbole_adarec.experiments import random_architectures, search_vs_random
-from recbole_adarec.model.architecture import Architecture
-from recbole_adarec.model.cost import architecture_cost
-from recbole_adarec.study import METRICS, Result, Study
+from recbole_adarec.distillation.teacher_outputs import CachedTeacher
+from recbole_adarec.evaluation.per_user import user_scores
+from recbole_adarec.evaluation.significance import paired_difference
+from recbole_adarec.model.search_space.architecture import Architecture
+from recbole_adarec.model.search_space.cost import architecture_cost
+from recbole_adarec.storage.model_files import load_state
+from recbole_adarec.studies.arms import PAIRED_METRICS, ArmResult, ArmStudy
+from recbole_adarec.studies.experiments import random_architectures, search_vs_random
 from tests.conftest import make_config
 
 
@@ -81,20 +82,20 @@ def test_better_random_architectures_are_held_against_the_searched_one_by_layers
     noise = torch.randn(len(kinds), 1, 300, generator=torch.Generator().manual_seed(0))
     noise -= noise.mean(2, keepdim=True)
 
-    class Given(Study):
+    class Given(ArmStudy):
         def run(self, arms):
             kind = dict(zip(kinds if arms[0].name == "search" else list(kinds)[1:], arms, strict=False))
             return {arm.name: self.result(name) for name, arm in kind.items()}
 
         def result(self, name):
             gain, total, layers = kinds[name]
-            of = dict.fromkeys(METRICS, gain + noise[list(kinds).index(name)])
+            of = dict.fromkeys(PAIRED_METRICS, gain + noise[list(kinds).index(name)])
             searched = Architecture(32, (("conv_3",) * 6,) * 4)
-            return Result({"valid": of, "test": of}, {"test": of}, [total], [layers], [900], [searched])
+            return ArmResult({"valid": of, "test": of}, {"test": of}, [total], [layers], [900], [searched])
 
     found = search_vs_random(Given(resolve("ml-100k", [], {}), [1], tmp_path), len(kinds) - 1)
     names = dict(zip(list(found["arms"])[1:], list(kinds)[1:], strict=True))
-    for metric in METRICS:
+    for metric in PAIRED_METRICS:
         for key, expected in (("cheaper_and_better", ["wide", "small"]), ("smaller_and_better", ["small", "deep"])):
             assert [names[name] for name in found[metric][key]] == expected
 
@@ -142,7 +143,7 @@ def test_an_experiment_writes_its_tables_and_the_same_command_runs_nothing_again
 
 PARENT = """
 import os, time
-from recbole_adarec.study import worker_pool
+from recbole_adarec.studies.arms import worker_pool
 
 if __name__ == "__main__":
     with worker_pool(1) as pool:

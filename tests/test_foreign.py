@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.foreign import read_checkpoint
+from recbole_adarec.storage.recbole_checkpoint import read_checkpoint
 from tests.conftest import OLD_NUMPY, STOCK
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from recbole_adarec.cli import main
 from recbole_adarec.config import resolve
-from recbole_adarec.pipeline import Run
+from recbole_adarec.runs.pipeline import Run
 
 SMALL = {
     "epochs": 1, "hidden_size": 8, "block_num": 1, "distilled_layers": 2, "cost_budget": None, "candidates": 1,

@@ -12,21 +12,15 @@ from torch.nn import functional as F
 from recbole_adarec import AdaRecError
 from recbole_adarec.config import resolve
 from recbole_adarec.data.dataset import item_counts
-from recbole_adarec.distillation.block_losses import BlockLoss, block_losses, block_scores
-from recbole_adarec.evaluation.users import user_scores
-from recbole_adarec.model.item_codes import codes_parameters, encode
-from recbole_adarec.model.item_table import (
-    AdaptiveItemTable,
-    Blocks,
-    FullItemTable,
-    Taken,
-    cut_blocks,
-    distinct,
-    item_table,
-    popularity_prior,
-    table_parameters,
-    with_one,
-)
+from recbole_adarec.evaluation.per_user import user_scores
+from recbole_adarec.losses.adaptive_softmax import AdaptiveSoftmaxLoss, adaptive_softmax_losses, block_scores
+from recbole_adarec.model.item_table.adaptive import AdaptiveItemTable
+from recbole_adarec.model.item_table.base import append_ones
+from recbole_adarec.model.item_table.budget import Blocks, cut_blocks, table_parameters
+from recbole_adarec.model.item_table.build import build_item_table, popularity_prior
+from recbole_adarec.model.item_table.full import FullItemTable
+from recbole_adarec.model.item_table.quantization import code_parameters, quantize
+from recbole_adarec.model.seen_items import SeenItems, deduplicated
 from tests.conftest import make_config
 
 ITEMS, SIZE = 40, 8
@@ -64,37 +58,37 @@ def states(n=6):
 
 
 def taken_by(n=6, bias=-2.0):
-    return None if bias is None else Taken(distinct(torch.randint(0, ITEMS, (n, 9))), bias)
+    return None if bias is None else SeenItems(deduplicated(torch.randint(0, ITEMS, (n, 9))), bias)
 
 
 @pytest.mark.parametrize("bias", [None, -2.0, 1.0])
 def test_probabilities_sum_to_one_over_items_and_padding_has_none(table, bias):
-    h, items, taken = states(), torch.arange(1, ITEMS), taken_by(bias=bias)
-    log_p = torch.stack([table.log_probability(h, item.expand(len(h)), taken) for item in items], 1)
+    h, items, seen = states(), torch.arange(1, ITEMS), taken_by(bias=bias)
+    log_p = torch.stack([table.log_probability(h, item.expand(len(h)), seen) for item in items], 1)
     torch.testing.assert_close(log_p.exp().sum(1), torch.ones(len(h), dtype=torch.double))
-    order = table.top_k(h, ITEMS - 1, taken).items
+    order = table.top_k(h, ITEMS - 1, seen).items
     assert torch.equal(order.sort(1).values, items.expand_as(order))  # every item is reachable, padding is not
     assert not table(torch.zeros(3, dtype=torch.long)).any()
 
 
 @pytest.mark.parametrize("bias", [None, -2.0, 1.0])
 def test_scores_of_candidates_are_those_of_all_items(table, bias):
-    h, items, taken = states(), torch.randint(1, ITEMS, (6, 7)), taken_by(bias=bias)
-    scores = table.scores(h, taken)
-    torch.testing.assert_close(table.scores_of(h, items, taken), scores.gather(1, items))
+    h, items, seen = states(), torch.randint(1, ITEMS, (6, 7)), taken_by(bias=bias)
+    scores = table.scores(h, seen)
+    torch.testing.assert_close(table.scores_of(h, items, seen), scores.gather(1, items))
     log_p = F.log_softmax(scores[:, 1:] + 0.25 * table.prior[1:], 1)  # scores have 0.75 of the prior
-    found = table.log_probability(h, items[:, 0], taken)
+    found = table.log_probability(h, items[:, 0], seen)
     torch.testing.assert_close(found, log_p.gather(1, items[:, :1] - 1).squeeze(1))
 
 
 def test_what_was_taken_has_the_bias_against_the_others_of_its_softmax(table):
-    h, taken = states(), taken_by()
-    before, after = table.scores(h), table.scores(h, taken)
+    h, seen = states(), taken_by()
+    before, after = table.scores(h), table.scores(h, seen)
     parts = (
         [table.ids(j) for j in range(len(table.blocks))] if isinstance(table, AdaptiveItemTable) else [slice(1, None)]
     )
     for part in parts:
-        own = torch.zeros_like(before).scatter_(1, taken.items, taken.bias)[:, part]
+        own = torch.zeros_like(before).scatter_(1, seen.items, seen.bias)[:, part]
         gained = (after - before)[:, part] - own
         torch.testing.assert_close(gained, gained[:, :1].expand_as(gained))
 
@@ -126,14 +120,14 @@ def test_scores_are_those_of_torchs_adaptive_softmax():
 # ---------------------------------------------------------------------- losses
 
 
-def dense(h, table, labels, teacher_states, teacher_table, t, taken, teacher_bias):
+def dense(h, table, labels, teacher_states, teacher_table, t, seen, teacher_bias):
     """Both losses from the logits of all blocks, with torch's own functions."""
-    ce = -table.log_probability(h, labels, taken).mean()
-    z, own = with_one(teacher_states) @ teacher_table.T, torch.zeros(len(h), ITEMS, dtype=torch.double)
+    ce = -table.log_probability(h, labels, seen).mean()
+    z, own = append_ones(teacher_states) @ teacher_table.T, torch.zeros(len(h), ITEMS, dtype=torch.double)
     bias = 0.0
-    if taken is not None:
-        own.scatter_(1, taken.items, 1.0)
-        z, bias = z + teacher_bias * own, taken.bias
+    if seen is not None:
+        own.scatter_(1, seen.items, 1.0)
+        z, bias = z + teacher_bias * own, seen.bias
     of_blocks = [z[:, table.ids(j)] for j in range(len(table.blocks))]
     first = torch.cat([of_blocks[0], *(block.logsumexp(1, keepdim=True) for block in of_blocks[1:])], 1)
 
@@ -141,7 +135,7 @@ def dense(h, table, labels, teacher_states, teacher_table, t, taken, teacher_bia
         p = (teacher / t).log_softmax(1)
         return (p.exp() * (p - (student / t).log_softmax(1))).sum(1)
 
-    total = kl(first, table.first_level(h, taken))
+    total = kl(first, table.first_level(h, seen))
     for j in range(1, len(table.blocks)):
         within = kl(of_blocks[j], table.scored_blocks[j].logits(h) + bias * own[:, table.ids(j)])
         total = total + torch.isin(labels, table.ids(j)) * within
@@ -153,16 +147,16 @@ def dense(h, table, labels, teacher_states, teacher_table, t, taken, teacher_bia
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("biases", [(None, 0.0), (-3.0, -1.0), (1.0, 0.0)])
 def test_losses_and_gradients_equal_a_dense_computation(name, t, kept, biases):
-    taken, teacher_bias = taken_by(50, biases[0]), biases[1]
+    seen, teacher_bias = taken_by(50, biases[0]), biases[1]
     table, h, labels = TABLES[name](), states(50), torch.randint(1, ITEMS, (50,))
     teacher_states, teacher_table = torch.randn(50, 6).double(), torch.randn(ITEMS, 7).double()
-    of_teacher = None if taken is None else taken._replace(bias=teacher_bias)
-    known = block_scores(teacher_states, teacher_table, table, taken=of_teacher) if kept else None
-    total, ce, kl = block_losses(
+    of_teacher = None if seen is None else seen._replace(bias=teacher_bias)
+    known = block_scores(teacher_states, teacher_table, table, seen=of_teacher) if kept else None
+    total, ce, kl = adaptive_softmax_losses(
         h, table, labels, rows=16, ce_weight=0.3, kl_weight=0.7, temperature=t, teacher_states=teacher_states,
-        teacher_table=teacher_table, teacher_blocks=known, taken=taken, teacher_bias=teacher_bias,
+        teacher_table=teacher_table, teacher_blocks=known, seen=seen, teacher_bias=teacher_bias,
     )  # fmt: skip
-    expected_ce, expected_kl = dense(h, table, labels, teacher_states, teacher_table, t, taken, teacher_bias)
+    expected_ce, expected_kl = dense(h, table, labels, teacher_states, teacher_table, t, seen, teacher_bias)
     torch.testing.assert_close((ce, kl), (expected_ce.detach(), expected_kl.detach()))
     trained = [h, *(p for n, p in table.named_parameters() if not (n.startswith("blocks") and not table.tied))]
     found = torch.autograd.grad(total, trained)
@@ -174,12 +168,12 @@ def test_output_distillation_has_the_divergence_over_all_items_as_its_mean():
     """Over targets drawn from the teacher, at temperature 1: the chain rule of relative entropy."""
     table, h = adaptive(), states(1)
     teacher_states, teacher_table = torch.randn(1, 6).double(), torch.randn(ITEMS, 7).double()
-    z = with_one(teacher_states) @ teacher_table[1:].T
+    z = append_ones(teacher_states) @ teacher_table[1:].T
     p = z.log_softmax(1).squeeze(0)
     every = torch.arange(1, ITEMS)
     losses = torch.stack(
         [
-            block_losses(
+            adaptive_softmax_losses(
                 h, table, y[None], kl_weight=1.0, teacher_states=teacher_states, teacher_table=teacher_table
             )[2]
             for y in every
@@ -200,7 +194,7 @@ def test_output_distillation_is_zero_where_the_student_says_what_the_teacher_say
         table.entries.weight.zero_()
         table.entries.bias.copy_(table.blocks[1].logits(h).logsumexp(1))
     for label in (table.ids(0)[:1], table.ids(1)[:1]):
-        _, _, kl = block_losses(
+        _, _, kl = adaptive_softmax_losses(
             h, table, label, kl_weight=1.0, temperature=t, teacher_states=h.detach(), teacher_table=teacher_table
         )
         assert abs(float(kl)) < 1e-12
@@ -209,14 +203,14 @@ def test_output_distillation_is_zero_where_the_student_says_what_the_teacher_say
 def test_blocks_without_targets_are_not_computed(monkeypatch):
     table, h = adaptive(), states(20)
     labels = table.ids(1)[torch.randint(9, (20,))]
-    total, _, _ = block_losses(h, table, labels)
+    total, _, _ = adaptive_softmax_losses(h, table, labels)
     total.backward()
     assert table.blocks[2].embedding.weight.grad is None and table.blocks[1].embedding.weight.grad.any()
 
 
 def test_sampling_is_refused():
     with pytest.raises(AdaRecError, match="item_loss sampled: for full tables alone"):
-        BlockLoss(make_config("student", item_loss="sampled"), adaptive(), torch.device("cpu"))
+        AdaptiveSoftmaxLoss(make_config("student", item_loss="sampled"), adaptive(), torch.device("cpu"))
 
 
 # ---------------------------------------------------------------------- top-k
@@ -289,16 +283,16 @@ def rows_of(table):
 @pytest.mark.parametrize("rows", [3, 700])
 def test_every_piece_of_a_row_is_the_nearest_of_the_codebook(rows, channels):
     table = torch.randn(rows, SIZE) * torch.rand(SIZE)
-    codes = encode(table, channels)
+    codes = quantize(table, channels)
     assert codes.codes.dtype == torch.uint8 and codes.codes.shape == (rows, -(-SIZE // channels))
-    assert sum(part.numel() for part in codes[1:]) + -(-codes.codes.numel() // 4) == codes_parameters(
+    assert sum(part.numel() for part in codes[1:]) + -(-codes.codes.numel() // 4) == code_parameters(
         rows, SIZE, channels
     )
     pieces = F.pad(table / codes.scale, (0, -SIZE % channels)).view(-1, channels)
     nearest = torch.cdist(pieces, codes.book, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
     found = (pieces - codes.book[codes.codes.flatten().int()]).norm(dim=1)
     torch.testing.assert_close(found, nearest, atol=1e-5, rtol=1e-4)
-    again = encode(table, channels)
+    again = quantize(table, channels)
     assert all(torch.equal(a, b) for a, b in zip(codes, again, strict=True))
     if rows * codes.codes.shape[1] <= 256:
         torch.testing.assert_close(codes.rows(), table, msg="as many pieces as there are need not lose anything")
@@ -306,7 +300,7 @@ def test_every_piece_of_a_row_is_the_nearest_of_the_codebook(rows, channels):
 
 def test_finer_codes_lose_less():
     table = torch.randn(900, 12)
-    lost = [float((encode(table, channels).rows() - table).square().mean()) for channels in (1, 2, 3, 4, 6)]
+    lost = [float((quantize(table, channels).rows() - table).square().mean()) for channels in (1, 2, 3, 4, 6)]
     assert lost == sorted(lost) and lost[0] < 0.001 and lost[-1] < 1
 
 
@@ -323,7 +317,7 @@ def test_an_encoded_table_comes_back_as_it_was_from_a_smaller_state(kind):
     torch.manual_seed(1)
     table = coded(kind)
     before, whole, h = rows_of(table), table.parameter_count(), torch.randn(5, SIZE)
-    assert table.encode() and table.encode(), "once more changes little"
+    assert table.quantize() and table.quantize(), "once more changes little"
     assert all((a - b).square().mean() < 0.2 * b.square().mean() for a, b in zip(rows_of(table), before, strict=True))
     state = table.state_dict()
     assert not [name for name in state if name.endswith("embedding.weight")]
@@ -349,7 +343,7 @@ def test_beside_codes_priors_and_order_take_a_byte_or_two_an_item(levels, kinds)
         return AdaptiveItemTable(items, SIZE, cut, counts, prior=prior)
 
     table = built(counts, prior)
-    table.encode()
+    table.quantize()
     state = table.state_dict()
     assert "prior" not in state and not [name for name in state if "popularity" in name or "order" in name]
     assert state["prior_index"].dtype == (torch.uint8 if kinds == 40 else torch.int16)
@@ -367,7 +361,7 @@ def test_beside_codes_priors_and_order_take_a_byte_or_two_an_item(levels, kinds)
     assert torch.equal(other.scores(h), table.scores(h))
     # An order that the priors do not tell is kept.
     table = built(counts, torch.zeros(items))
-    table.encode()
+    table.quantize()
     other = built()
     other.load_state_dict(table.state_dict())
     assert torch.equal(table.state_dict()["by_popularity"].long(), order)
@@ -376,13 +370,13 @@ def test_beside_codes_priors_and_order_take_a_byte_or_two_an_item(levels, kinds)
 
 def test_rows_that_were_trained_after_encoding_are_kept_as_they_are():
     table = adaptive(cut=CODED).float()
-    table.encode()
+    table.quantize()
     with torch.no_grad():
         table.blocks[1].embedding.weight[0, 0] += 1
     state = table.state_dict()
     assert "blocks.1.embedding.weight" in state and "blocks.2.embedding.codes.0" in state
     other = adaptive(cut=CODED).float()
-    other.encode()
+    other.quantize()
     other.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(rows_of(other), rows_of(table), strict=True))
     assert not other.blocks[1].embedding.codes and other.parameter_count() == table.parameter_count()
@@ -391,7 +385,7 @@ def test_rows_that_were_trained_after_encoding_are_kept_as_they_are():
 @pytest.mark.parametrize("kind", ["one level", "tied"])
 def test_codes_stay_with_a_table_of_another_precision(kind):
     table = coded(kind)
-    table.encode()
+    table.quantize()
     count = table.parameter_count()
     assert table.double().parameter_count() == table.half().parameter_count() == count
 
@@ -400,12 +394,12 @@ def test_codes_stay_with_a_table_of_another_precision(kind):
 @pytest.mark.parametrize("kind", ["one level", "tied", "untied"])
 def test_codebooks_have_the_gradient_of_the_rows_that_they_make(kind, sparse):
     table = coded(kind).double()
-    table.encode()
-    before = [[part.codes for part in embedding.codes] for embedding in table.coded_embeddings()]
+    table.quantize()
+    before = [[part.codes for part in embedding.codes] for embedding in table.quantized_embeddings()]
     books = table.train_codebooks()
     assert [tuple(book.shape) for book in books][:3] == [(256, 1), (256, 2), (256, 4)]
     if sparse:
-        for embedding in table.coded_embeddings():
+        for embedding in table.quantized_embeddings():
             embedding.sparse = True
     items = torch.randint(1, 1001, (50,))
 
@@ -415,8 +409,8 @@ def test_codebooks_have_the_gradient_of_the_rows_that_they_make(kind, sparse):
         return (embedded * torch.arange(1.0, SIZE + 1)).pow(3).sum()
 
     loss().backward()
-    for embedding in table.coded_embeddings():
-        embedding.pass_gradient_on()
+    for embedding in table.quantized_embeddings():
+        embedding.backward_to_codebooks()
         assert embedding.weight.grad is None
     for book in books:
         if book.grad is None:  # a block without items here
@@ -427,12 +421,12 @@ def test_codebooks_have_the_gradient_of_the_rows_that_they_make(kind, sparse):
         for sign in (1, -2):  # above, below
             with torch.no_grad():
                 book += sign * change
-                for embedding in table.coded_embeddings():
-                    embedding.follow_codebooks()
+                for embedding in table.quantized_embeddings():
+                    embedding.sync_rows()
                 values.append(float(loss()))
         torch.testing.assert_close((values[0] - values[1]) / 2e-6, float(book.grad.flatten()[place]), rtol=1e-4, atol=0)
     assert sum(book.grad is not None for book in books) == (1 if kind == "untied" else 3)
-    for embedding, codes in zip(table.coded_embeddings(), before, strict=True):
+    for embedding, codes in zip(table.quantized_embeddings(), before, strict=True):
         assert all(torch.equal(part.codes, old) for part, old in zip(embedding.codes, codes, strict=True))
     state = table.state_dict()
     assert not [name for name in state if name.endswith("embedding.weight")] and not any(
@@ -442,14 +436,14 @@ def test_codebooks_have_the_gradient_of_the_rows_that_they_make(kind, sparse):
 
 def test_without_codes_nothing_is_encoded(table):
     before = {name: part.clone() for name, part in table.state_dict().items()}
-    assert not table.encode()
+    assert not table.quantize()
     assert all(torch.equal(part, before[name]) for name, part in table.state_dict().items())
 
 
 def test_popular_items_have_the_finer_codes_on_one_level_too():
     table = coded("one level")
     before = table.items.detach().clone()
-    table.encode()
+    table.quantize()
     lost = (table.items - before).square().mean(1)[table._by_popularity].split(list(table.cut.sizes))
     means = [float(block.mean()) for block in lost]
     assert means == sorted(means) and means[0] < 0.001 < 0.05 < means[2]
@@ -467,16 +461,16 @@ def test_popular_items_have_the_finer_codes_on_one_level_too():
     ],
 )
 def test_a_small_catalog_of_whole_rows_has_a_softmax_of_one_level(ml100k, values, kind):
-    table = item_table(make_config("cprec", **values), ml100k.train._dataset, 1683, 64, 40_000)
+    table = build_item_table(make_config("cprec", **values), ml100k.train._dataset, 1683, 64, 40_000)
     assert type(table) is kind
 
 
 def test_a_large_catalog_has_two_levels_and_narrow_rows_cannot_have_one(monkeypatch, ml100k):
     with pytest.raises(AdaRecError, match=r"item_levels: 1 is for rows of 64 channels .* have \[64, 32, 16, 8\]"):
-        item_table(make_config("cprec", item_width_factor=2.0, item_levels=1), ml100k.train._dataset, 1683, 64)
-    monkeypatch.setattr("recbole_adarec.model.item_table._LARGEST_OF_ONE_LEVEL", 1000)
+        build_item_table(make_config("cprec", item_width_factor=2.0, item_levels=1), ml100k.train._dataset, 1683, 64)
+    monkeypatch.setattr("recbole_adarec.model.item_table.build._LARGEST_OF_ONE_LEVEL", 1000)
     config = make_config("cprec")
-    assert isinstance(item_table(config, ml100k.train._dataset, 1683, 64, 40_000), AdaptiveItemTable)
+    assert isinstance(build_item_table(config, ml100k.train._dataset, 1683, 64, 40_000), AdaptiveItemTable)
 
 
 # ---------------------------------------------------------------------- start, cut, popularity
@@ -515,7 +509,7 @@ def test_a_table_has_what_a_limit_allows(limit, size, tied, codes):
     config = make_config("cprec", item_output="tied" if tied else "untied", item_codes=codes)
     blocks = cut_blocks(config, 1682, size, limit)
     table = AdaptiveItemTable(1683, size, blocks, tied=tied)
-    assert table.encode() == bool(blocks.codes)
+    assert table.quantize() == bool(blocks.codes)
     assert table.parameter_count() == table_parameters(blocks, size, tied) <= limit
     if blocks.codes:
         assert set(blocks.widths) == {size} and list(blocks.codes) == sorted(blocks.codes)
@@ -564,7 +558,7 @@ def test_a_cut_that_does_not_fit_is_refused(values, message):
 def test_a_limit_below_the_narrowest_rows_is_said_to_be_missed(ml100k, caplog):
     train = ml100k.train._dataset
     with caplog.at_level(logging.WARNING):
-        assert item_table(make_config("cprec"), train, 1683, 64, 1000).cut.widths == (64, 32, 16, 8)
+        assert build_item_table(make_config("cprec"), train, 1683, 64, 1000).cut.widths == (64, 32, 16, 8)
     assert "total_budget: it leaves 1000 parameters for the 1682 items" in caplog.text
 
 
@@ -580,13 +574,13 @@ def test_wrong_values_are_refused(values):
 
 def test_items_are_ordered_by_the_training_part_alone(ml100k):
     config, train = make_config("cprec"), ml100k.train._dataset
-    table = item_table(config, train, train.item_num, 64)
+    table = build_item_table(config, train, train.item_num, 64)
     counts = item_counts(train, train.item_num)
     ordered = counts[table.by_popularity.long()]
     assert bool((ordered[:-1] >= ordered[1:]).all()) and int(counts.sum()) == len(train.inter_feat)
     assert len(train.inter_feat) < ml100k.dataset.inter_num  # the held-out items of all users are not in it
     with pytest.raises(AdaRecError, match="train_data._dataset"):
-        item_table(config, ml100k.dataset, train.item_num, 64)
+        build_item_table(config, ml100k.dataset, train.item_num, 64)
 
 
 # ---------------------------------------------------------------------- priors
@@ -595,9 +589,9 @@ def test_items_are_ordered_by_the_training_part_alone(ml100k):
 @pytest.mark.parametrize("kind", ["full", "adaptive"])
 def test_a_model_that_says_nothing_says_how_popular_items_are(kind, ml100k):
     """Where rows and entries add nothing, items have the probability that the prior gives them."""
-    config = make_config("student", item_table=kind, popularity_prior=2.0, served_prior=0.25)
+    config = make_config("student", build_item_table=kind, popularity_prior=2.0, served_prior=0.25)
     train = ml100k.train._dataset
-    table = item_table(config, train, train.item_num, 64)
+    table = build_item_table(config, train, train.item_num, 64)
     with torch.no_grad():
         for rows in table.embeddings():
             rows.zero_()

@@ -10,8 +10,8 @@ from recbole.utils import get_model, get_trainer
 
 from recbole_adarec import AdaRecError, run_adarec
 from recbole_adarec.data.loading import load_data
-from recbole_adarec.distillation.item_losses import ItemLoss
-from recbole_adarec.files import load_checkpoint
+from recbole_adarec.losses.full_softmax import SoftmaxLoss
+from recbole_adarec.storage.files import load_checkpoint
 from recbole_adarec.trainer.optimizer import clip_gradients
 from tests.conftest import make_config
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 )  # fmt: skip
 def test_the_way_follows_the_catalog_unless_it_is_asked_for(items, asked, expected, caplog):
     with caplog.at_level(logging.INFO):
-        loss = ItemLoss(make_config("teacher", item_loss=asked), items, CPU)
+        loss = SoftmaxLoss(make_config("teacher", item_loss=asked), items, CPU)
     assert loss.mode == expected and f"{expected} for {items - 1} items" in caplog.text
     if expected == "chunked":
         assert loss.rows * items * 4 <= max(2**20, 64 * items * 4), "a chunk fits the cache, or is 64 positions"

@@ -13,12 +13,12 @@ import torch
 import recbole_adarec.plugins as plugins
 from recbole_adarec import AdaRecError, load_plugins, load_student, run_adarec
 from recbole_adarec.config import resolve
-from recbole_adarec.distillation.transport import MAPPINGS
-from recbole_adarec.model.cost import operation_cost
-from recbole_adarec.model.operations import OPERATIONS, check_operations
-from recbole_adarec.model.stock_teacher import TEACHER_ADAPTERS
-from recbole_adarec.settings import load_yaml
-from recbole_adarec.study import Arm, Study
+from recbole_adarec.distillation.layer_mapping import MAPPINGS
+from recbole_adarec.model.search_space.cost import operation_cost
+from recbole_adarec.model.search_space.operations import OPERATIONS, check_operations
+from recbole_adarec.model.teachers.adapters import TEACHER_ADAPTERS
+from recbole_adarec.storage.yaml_files import load_yaml
+from recbole_adarec.studies.arms import Arm, ArmStudy
 from tests.test_run import FAST
 
 README = Path(__file__).parent.parent / "README.md"
@@ -87,7 +87,7 @@ def test_workers_load_plugins_too(mine, tiny, tmp_path):
     architecture = {"format": "recbole-adarec-architecture/1", "hidden_size": 8, "cells": [[["conv_7"]]]}
     small = {"data_path": str(tiny), "block_num": 1, "distilled_layers": 1, "teacher_epochs": 1, "student_epochs": 1}
     values = resolve("tiny", [], FAST | small | {"plugins": str(mine), "architecture": architecture, "threads": 1})
-    results = Study(values, [2020], tmp_path / "runs", workers=2).run([Arm("a", {}), Arm("b", {"gamma": 0.0})])
+    results = ArmStudy(values, [2020], tmp_path / "runs", workers=2).run([Arm("a", {}), Arm("b", {"gamma": 0.0})])
     assert [result.architectures[0].count() for result in results.values()] == [{"conv_7": 1}] * 2
 
 

@@ -14,7 +14,8 @@ from recbole.utils import get_model, get_trainer, init_seed
 import recbole_adarec
 from recbole_adarec.data.dataset import SequenceDataset
 from recbole_adarec.registry import MODELS
-from recbole_adarec.trainer.base import GatheringCollector
+from recbole_adarec.storage.properties import model_defaults
+from recbole_adarec.trainer.collector import GatheringCollector
 
 SMALL = {"cost_budget": None, "epochs": 2, "hidden_size": 8, "block_num": 1, "distilled_layers": 2, "eval_args": {
     "split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full",
@@ -35,7 +36,7 @@ def stock_config(model, tiny, **values):
 @pytest.mark.parametrize("name", list(MODELS))
 def test_found_trained_evaluated_and_resumed_as_recbole_does(name, tiny):
     config = stock_config(name, tiny)
-    assert config["learning_rate"] == recbole_adarec.settings.model_defaults(name)["learning_rate"]
+    assert config["learning_rate"] == model_defaults(name)["learning_rate"]
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     assert isinstance(dataset, SequenceDataset)

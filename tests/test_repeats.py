@@ -6,9 +6,9 @@ import pytest
 import torch
 from recbole.utils import get_model, get_trainer
 
-from recbole_adarec.evaluation.users import user_scores
+from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.trainer.base import Batch
-from recbole_adarec.trainer.repeats import fit_repeat_bias, mass_of_histories, share_of_repeats
+from recbole_adarec.trainer.calibration import fit_repeat_bias, repeat_share, seen_probability
 from tests.conftest import make_config
 from tests.test_cprec import shaken
 
@@ -55,7 +55,7 @@ def test_every_item_of_a_history_has_the_bias_once_and_no_other_has_it(ml100k):
 def test_a_fitted_model_repeats_about_as_often_as_the_data(ml100k, share):
     model = student_of(ml100k)
     fit_repeat_bias(model, ml100k.valid, share)
-    assert mass_of_histories(model, ml100k.valid) == pytest.approx(share, rel=0.25)
+    assert seen_probability(model, ml100k.valid) == pytest.approx(share, rel=0.25)
     again = float(model.repeat_bias)
     fit_repeat_bias(model, ml100k.valid, share)
     assert float(model.repeat_bias) == pytest.approx(again)
@@ -63,7 +63,7 @@ def test_a_fitted_model_repeats_about_as_often_as_the_data(ml100k, share):
 
 def test_where_nobody_repeats_it_raises_rank_and_likelihood(ml100k):
     """MovieLens: no film is rated twice."""
-    share = share_of_repeats(ml100k.valid)
+    share = repeat_share(ml100k.valid)
     assert share == pytest.approx(0.5 / (len(ml100k.valid._dataset) + 1))
     config = make_config("student", epochs=1)
     model = get_model("AdaRecStudent")(config, ml100k.train._dataset)

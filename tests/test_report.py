@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from recbole_adarec.evaluation.report import comparison_table, html, markdown, pareto_figure
+from recbole_adarec.report.figures import pareto_figure
+from recbole_adarec.report.page import report_html
+from recbole_adarec.report.text import comparison_table, report_markdown
 
 OPERATIONS = ["conv_3", "skip", "none"]
 FLOW = [[0.25, 0.25, 0.0], [0.0, 0.1, 0.4]]
@@ -130,21 +132,25 @@ def test_zeros_divide_nothing(report: dict[str, Any], history: dict[str, Any]) -
     sentence = comparison_table(report).rpartition("\n\n")[2]
     assert "no layer parameters at all" in sentence
     assert "test NDCG" not in sentence and "latency" not in sentence
-    assert "without layer parameters: student" in html(report, history, OPERATIONS)
+    assert "without layer parameters: student" in report_html(report, history, OPERATIONS)
 
 
 @pytest.mark.parametrize("figure", ["macs_per_sequence", "latency_ms", "sequences_per_second", "test", "parameters"])
 def test_null_is_a_dash(report: dict[str, Any], history: dict[str, Any], figure: str) -> None:
     for entry in report["models"]:
         entry[figure] = None
-    for text in (comparison_table(report), markdown(report, history), own_html(html(report, history, OPERATIONS))):
+    for text in (
+        comparison_table(report),
+        report_markdown(report, history),
+        own_html(report_html(report, history, OPERATIONS)),
+    ):
         assert "None" not in text and "nan" not in text
         assert "–" in text.partition("Units")[0] or figure == "test"
 
 
 def test_everything_null(report: dict[str, Any]) -> None:
     empty = without_figures(report) | {"distillation": None}
-    for text in (markdown(empty, {}), own_html(html(empty, {}, []))):
+    for text in (report_markdown(empty, {}), own_html(report_html(empty, {}, []))):
         assert "None" not in text
     assert "no figure was measured for both" in comparison_table(empty)
 
@@ -156,11 +162,11 @@ def test_nan_is_not_measured(report: dict[str, Any]) -> None:
 
 def test_no_models() -> None:
     assert comparison_table({"models": []}) == "No model was measured."
-    assert "No model" in html({}, {}, [])
+    assert "No model" in report_html({}, {}, [])
 
 
 def test_markdown_tells_architecture_and_search(report: dict[str, Any], history: dict[str, Any]) -> None:
-    text = markdown(report, history)
+    text = report_markdown(report, history)
     assert "Cells 1 to 2 (x2)" in text
     assert "node 1 = conv_3(input)" in text
     assert "node 2 = skip(node 1)" in text
@@ -171,37 +177,37 @@ def test_markdown_tells_architecture_and_search(report: dict[str, Any], history:
 
 def test_edges_that_carry_nothing_are_left_out(report: dict[str, Any]) -> None:
     report["architecture"]["cells"] = [[["none"], ["skip", "conv_3"]]]
-    text = markdown(report, {})
+    text = report_markdown(report, {})
     assert "node 1 = nothing" in text and "node 2 = skip(input)\n" in text
 
 
 def test_a_long_training_gives_a_short_table(report: dict[str, Any]) -> None:
     history = {"student": [{"epoch": k, **WEIGHTS} for k in range(100)]}
-    epochs = [int(found) for found in re.findall(r"\| student *\| +(\d+) \| +0\.250", markdown(report, history))]
+    epochs = [int(found) for found in re.findall(r"\| student *\| +(\d+) \| +0\.250", report_markdown(report, history))]
     assert len(epochs) == 20 and epochs[0] == 1 and epochs[-1] == 100
 
 
 def test_page_loads_nothing(report: dict[str, Any], history: dict[str, Any]) -> None:
-    page = html(report, history, OPERATIONS)
+    page = report_html(report, history, OPERATIONS)
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]*\s(?:src|href)\s*=", page)
     assert "@import" not in own_html(page) and "url(" not in own_html(page)
     assert "default-src 'none'" in page
 
 
 def test_page_holds_plotly_once(report: dict[str, Any], history: dict[str, Any]) -> None:
-    page = html(report, history, OPERATIONS)
+    page = report_html(report, history, OPERATIONS)
     scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, flags=re.DOTALL)
     assert sum(len(script) > 1_000_000 for script in scripts) == 1
     # Accuracy, an alpha panel for each of 3 edges, transport, u and v of two stages, three losses, validation.
     assert drawings(page) == 1 + 3 + 1 + 4 + 4
-    assert page == html(report, history, OPERATIONS)
+    assert page == report_html(report, history, OPERATIONS)
 
 
 def test_names_are_escaped(report: dict[str, Any], history: dict[str, Any]) -> None:
     evil = "<script>alert(1)</script><b>"
     report["dataset"] = evil
     report["models"][2]["name"] = report["models"][2]["kind"] = evil
-    page = html(report, history, [evil, "skip", "none"])
+    page = report_html(report, history, [evil, "skip", "none"])
     assert evil not in page and "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;&lt;b&gt;" in own_html(page)
 
@@ -214,7 +220,7 @@ def test_a_bar_in_a_name_does_not_end_a_markdown_cell(report: dict[str, Any]) ->
 @pytest.mark.parametrize("stages", [[], ["teacher"], ["teacher", "student"], ["search"]])
 def test_missing_history(report: dict[str, Any], history: dict[str, Any], stages: list[str]) -> None:
     part = {name: history[name] for name in stages} | ({} if "search" in stages else {"search": []})
-    page, text = html(report, part, OPERATIONS), markdown(report, part)
+    page, text = report_html(report, part, OPERATIONS), report_markdown(report, part)
     assert ("No α was recorded" in page) == ("search" not in stages)
     assert ("No losses were recorded" in page) == (not stages)
     assert ("No layer weights were recorded" in text) == (not {"search", "student"} & set(stages))
@@ -223,7 +229,7 @@ def test_missing_history(report: dict[str, Any], history: dict[str, Any], stages
 def test_given_architecture(report: dict[str, Any], history: dict[str, Any]) -> None:
     report["architecture"]["search"] = report["stages"]["search"] = report["distillation"] = None
     part = {stage: [{"epoch": 0, "loss": 1.0}] for stage in ("teacher", "student")}
-    page, text = html(report, part, []), markdown(report, part)
+    page, text = report_html(report, part, []), report_markdown(report, part)
     for found in (page, text):
         assert "The architecture was given, not searched." in found
     assert "No layer transport was recorded" in page
@@ -234,7 +240,7 @@ def test_many_groups_are_averaged(report: dict[str, Any], history: dict[str, Any
     few = copy.deepcopy(history)
     for record in history["search"]:
         record["alpha"] = record["alpha"] * groups
-    before, after = (drawings(html(report, records, OPERATIONS)) for records in (few, history))
+    before, after = (drawings(report_html(report, records, OPERATIONS)) for records in (few, history))
     assert after - before == panels - 3
 
 

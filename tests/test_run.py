@@ -10,14 +10,15 @@ import torch
 from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer
 
-import recbole_adarec.distillation.cache as cache
-import recbole_adarec.pipeline as pipeline
+import recbole_adarec.distillation.teacher_outputs as cache
+import recbole_adarec.runs.pipeline as pipeline
 from recbole_adarec import AdaRecError, load_student, run_adarec
 from recbole_adarec.config import STAGES, resolve, resolved, stage_config
 from recbole_adarec.data.loading import load_data
-from recbole_adarec.distillation.cache import CachedTeacher, TeacherOutputs
-from recbole_adarec.model.architecture import Architecture
-from recbole_adarec.settings import load_yaml, model_defaults
+from recbole_adarec.distillation.teacher_outputs import CachedTeacher, TeacherOutputCache
+from recbole_adarec.model.search_space.architecture import Architecture
+from recbole_adarec.storage.properties import model_defaults
+from recbole_adarec.storage.yaml_files import load_yaml
 from tests.conftest import make_config
 
 FAST = {
@@ -110,8 +111,8 @@ def test_a_finished_stage_is_never_repeated(finished, tiny, monkeypatch):
 def test_the_teacher_is_asked_once_for_all_that_need_the_same(tiny, tmp_path, monkeypatch, values, times):
     asked, freed = [], []
     monkeypatch.setattr(cache, "CachedTeacher", lambda *args, **kw: asked.append(args) or CachedTeacher(*args, **kw))
-    forget = TeacherOutputs.forget
-    monkeypatch.setattr(TeacherOutputs, "forget", lambda self: freed.append(self) or forget(self))
+    forget = TeacherOutputCache.forget
+    monkeypatch.setattr(TeacherOutputCache, "forget", lambda self: freed.append(self) or forget(self))
     run_adarec("tiny", config_dict={**FAST, **values, "data_path": str(tiny)}, run_dir=tmp_path / "r")
     assert len(asked) == times
     assert freed and freed[-1]._kept is None  # the report has the memory

@@ -14,10 +14,11 @@ from recbole_adarec.config import resolve, stage_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_parameters
-from recbole_adarec.model.architecture import Architecture
-from recbole_adarec.model.cost import architecture_cost, layers_cost, operation_cost
-from recbole_adarec.model.operations import OPERATIONS
-from recbole_adarec.model.supernet import Sample, within_budget
+from recbole_adarec.model.search_space.architecture import Architecture
+from recbole_adarec.model.search_space.budget import within_budget
+from recbole_adarec.model.search_space.cost import architecture_cost, layers_cost, operation_cost
+from recbole_adarec.model.search_space.operations import OPERATIONS
+from recbole_adarec.model.supernet import Sample
 from tests.conftest import make_config, write_dataset
 
 
@@ -116,7 +117,7 @@ def test_weight_steps_leave_alpha_alone(tiny):
     data = load_data(config)
     trainer, model = build(config, data)
     trainer.fit(data.train, saved=False, verbose=False)
-    assert torch.equal(model.alpha, model.alpha_initial) and model.movement()["alpha_moved"] == 0
+    assert torch.equal(model.alpha, model.alpha_initial) and model.alpha_statistics()["alpha_moved"] == 0
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -140,7 +141,7 @@ def test_alpha_finds_the_only_operation_that_reaches_the_signal(tmp_path, share)
         model.alpha_initial.copy_(model.alpha)
     trainer.fit(data.train, saved=False, verbose=False)
     assert model.derive().cells == (("dilated_conv_5",),)
-    assert model.movement()["changed_edges"] == 1 and model.movement()["alpha_moved"] > 0.3
+    assert model.alpha_statistics()["changed_edges"] == 1 and model.alpha_statistics()["alpha_moved"] > 0.3
 
 
 def test_budget_holds_and_is_used_best():
@@ -256,10 +257,10 @@ def test_too_few_users_to_split_is_refused(tmp_path):
 
 def test_movement_is_a_total_variation(ml100k):
     model = get_model("AdaRecSupernet")(make_config("search"), ml100k.train._dataset)
-    assert model.movement()["alpha_moved"] == 0
+    assert model.alpha_statistics()["alpha_moved"] == 0
     with torch.no_grad():
         model.alpha[..., 0] = 50.0
-    assert math.isclose(model.movement()["alpha_moved"], 1 - 1 / len(model.operations), abs_tol=1e-3)
+    assert math.isclose(model.alpha_statistics()["alpha_moved"], 1 - 1 / len(model.operations), abs_tol=1e-3)
 
 
 def test_alpha_steps_are_shorter_where_there_are_more_and_cost_enters_slowly(tiny, monkeypatch):

@@ -11,17 +11,18 @@ import torch
 from recbole.utils import get_model
 
 from recbole_adarec import AdaRecError, TeacherAdapter, load_student, load_teacher, run_adarec, teacher_adapter
-from recbole_adarec.checkpoints import load_model
 from recbole_adarec.cli import main
 from recbole_adarec.config import make_config, resolve, resolved, stage_config
 from recbole_adarec.data.loading import Loaders, load_data
-from recbole_adarec.distillation.cache import CachedTeacher, LiveTeacher
-from recbole_adarec.distillation.transport import DISTANCES
+from recbole_adarec.distillation.layer_mapping import DISTANCES
+from recbole_adarec.distillation.teacher_outputs import CachedTeacher, LiveTeacher
 from recbole_adarec.evaluation.profile import count_parameters
-from recbole_adarec.files import plain
-from recbole_adarec.model.cost import layers_cost
-from recbole_adarec.model.stock_teacher import TEACHER_ADAPTERS, StockTeacher
-from recbole_adarec.settings import load_yaml
+from recbole_adarec.model.search_space.cost import layers_cost
+from recbole_adarec.model.stored import load_model
+from recbole_adarec.model.teachers.adapters import TEACHER_ADAPTERS
+from recbole_adarec.model.teachers.recbole_teacher import RecBoleTeacher
+from recbole_adarec.storage.files import plain
+from recbole_adarec.storage.yaml_files import load_yaml
 from tests.conftest import STOCK, write_dataset
 from tests.test_run import FAST
 
@@ -41,7 +42,7 @@ def values(tiny: Any, **others: Any) -> dict[str, Any]:
     return resolve("tiny", [], {"data_path": str(tiny), "MAX_ITEM_LIST_LENGTH": 12, **others})
 
 
-def teacher_of(tiny: Any, data: Loaders, name: str, **others: Any) -> StockTeacher:
+def teacher_of(tiny: Any, data: Loaders, name: str, **others: Any) -> RecBoleTeacher:
     """A stock model with random weights, large enough that no state is another's."""
     given = values(tiny, **others)
     config = stage_config(given, "teacher", stock=plain(make_config(name, given).final_config_dict))
@@ -60,7 +61,7 @@ def test_it_teaches_what_recboles_own_ranking_says_of_each_prefix(tiny, data, na
     teacher = teacher_of(tiny, data, name)
     batch = data.train._dataset[torch.arange(6)]
     item_seq, users = batch[teacher.ITEM_SEQ], batch[teacher.USER_ID]
-    encoding, taught = teacher.taught_in(batch)
+    encoding, taught = teacher.distillation_targets_in(batch)
     rows, columns = taught.nonzero(as_tuple=True)
     prefix = torch.zeros(len(rows), teacher.max_seq_length, dtype=torch.long)
     for k, (row, column) in enumerate(zip(rows, columns, strict=True)):
@@ -81,13 +82,13 @@ def test_layers_are_those_of_the_prefix_too(tiny, data, name):
     """A hidden state that knew later items would teach what the student cannot know."""
     teacher = teacher_of(tiny, data, name)
     batch = data.train._dataset[torch.arange(4)]
-    encoding, taught = teacher.taught_in(batch)
+    encoding, taught = teacher.distillation_targets_in(batch)
     rows, columns = taught.nonzero(as_tuple=True)
     changed = batch[teacher.ITEM_SEQ].clone()
     middle = columns[rows == 0][0]
     changed[0, middle + 1 :] = changed[0, middle + 1 :] % 20 + 1 * (changed[0, middle + 1 :] != 0)
     batch.update(type(batch)({teacher.ITEM_SEQ: changed}))
-    other, _ = teacher.taught_in(batch)
+    other, _ = teacher.distillation_targets_in(batch)
     for before, after in zip([*encoding.layers, encoding.output], [*other.layers, other.output], strict=True):
         torch.testing.assert_close(before[0], after[0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(encoding.output[rows == 0][-1], other.output[rows == 0][-1])  # which does see them
@@ -117,7 +118,7 @@ def test_an_adapter_that_names_no_module_is_refused(tiny, data, monkeypatch):
 def test_a_model_without_an_adapter_teaches_by_its_outputs_or_says_how_to_write_one(tiny, data):
     teacher = teacher_of(tiny, data, "SRGNN")
     teacher.check(next(iter(data.valid))[0][:8])
-    assert teacher.distilled_layers == 0 and "no L_hid" in teacher.lessons()
+    assert teacher.distilled_layers == 0 and "no L_hid" in teacher.describe()
     with pytest.raises(AdaRecError, match="nothing is known about how to read HGN; known are SASRec.*@teacher_adapter"):
         teacher_of(tiny, data, "HGN")
 
@@ -129,8 +130,8 @@ def test_a_kept_lesson_is_the_live_one(tiny, data, name):
     live = LiveTeacher(teacher_of(tiny, data, name), DISTANCES["kl"])
     part = data.train._dataset
     cached, batch = CachedTeacher(live, part, temperature=2.0), part[torch.tensor([5, 0, 9])]
-    ours, theirs = cached.lesson(batch), live.lesson(batch)
-    assert torch.equal(ours.rows, theirs.rows) and ours.everywhere == theirs.everywhere
+    ours, theirs = cached.targets_of(batch), live.targets_of(batch)
+    assert torch.equal(ours.rows, theirs.rows) and ours.every_position == theirs.every_position
     for mine, other in zip(ours[2:-1], theirs[2:-1], strict=True):
         torch.testing.assert_close(mine, other, rtol=2e-3, atol=2e-3)
 
@@ -315,7 +316,7 @@ def test_a_recbole_model_alone(tiny, tmp_path, monkeypatch):
     assert model["parameters"]["item_table"] == 21 * 8
     assert "STAMP on tiny" in (tmp_path / "run" / "report.md").read_text()
     config = str(tmp_path / "run" / "config.yaml")
-    monkeypatch.setattr("recbole_adarec.pipeline.get_trainer", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("recbole_adarec.runs.pipeline.get_trainer", lambda *_: pytest.fail("trained again"))
     again = run_adarec(config_file_list=[config], config_dict={"data_path": str(tiny)}, run_dir=tmp_path / "run")
     assert again["models"][0]["test"] == model["test"]
     with pytest.raises(AdaRecError, match="embedding_size is 8 there and 4 now"):

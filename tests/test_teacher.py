@@ -7,11 +7,12 @@ import torch
 from recbole.config import Config
 from recbole.utils import get_model
 
-from recbole_adarec.checkpoints import load_model, save_model
 from recbole_adarec.config import resolve, stage_config
-from recbole_adarec.files import load_checkpoint, save_checkpoint
-from recbole_adarec.model.teacher import BACKBONES
-from recbole_adarec.settings import backbone_defaults, model_defaults
+from recbole_adarec.model.stored import load_model
+from recbole_adarec.model.teachers.base import backbones
+from recbole_adarec.storage.files import load_checkpoint, save_checkpoint
+from recbole_adarec.storage.model_files import save_model
+from recbole_adarec.storage.properties import backbone_defaults, model_defaults
 from tests.conftest import make_config
 
 
@@ -20,7 +21,7 @@ def built(ml100k, backbone, **given):
     return get_model("AdaRecTeacher")(config, ml100k.train._dataset).eval(), config
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", backbones())
 def test_a_backbone_is_trained_with_its_own_defaults_under_what_the_user_gives(backbone, monkeypatch):
     monkeypatch.setattr("sys.argv", ["test"])
     own = {**model_defaults("AdaRecTeacher"), "backbone": backbone, **backbone_defaults(backbone)}

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recbole_adarec import tuning
 from recbole_adarec.cli import main, parse_arguments
 from recbole_adarec.config import resolve
-from recbole_adarec.settings import PROPERTIES, load_yaml
-from recbole_adarec.tuning import Study, as_params, draw, read_space, stage_digest
+from recbole_adarec.storage.properties import PROPERTIES
+from recbole_adarec.storage.yaml_files import load_yaml
+from recbole_adarec.studies.tuning import command as tuning_command
+from recbole_adarec.studies.tuning.space import as_params, draw, read_space, single_values
+from recbole_adarec.studies.tuning.trials import TuningStudy, objective_function, stage_digest
 
 SMALL = {
     "teacher_epochs": 1, "search_epochs": 1, "student_epochs": 2, "hidden_size": 8, "block_num": 1,
@@ -69,7 +71,7 @@ def test_lists_among_choices_stay_lists():
 def test_the_space_that_comes_with_it_is_one_of_the_student():
     space = read_space("tuning/student.yaml")
     values = resolve("ml-100k", [], {})
-    for key, value in tuning._each_alone(space):
+    for key, value in single_values(space):
         resolve(None, [], values | {key: value})
     for params in draw(space, "random", 5, seed=0):
         for stage in ("teacher", "search"):
@@ -141,7 +143,7 @@ def test_a_study_goes_on_after_a_failure_and_after_a_kill(tiny, monkeypatch, cap
     pytest.importorskip("hyperopt")
     Path("space.params").write_text("student_gamma choice [0.0,0.5]\ndistilled_layers choice [2,99]\n")
     begun: list[str] = []
-    train = tuning.Run.train
+    train = tuning_command.Run.train
 
     def counted(self, until="student"):
         if until == "student":
@@ -150,7 +152,7 @@ def test_a_study_goes_on_after_a_failure_and_after_a_kill(tiny, monkeypatch, cap
                 raise KeyboardInterrupt
         return train(self, until)
 
-    monkeypatch.setattr(tuning.Run, "train", counted)
+    monkeypatch.setattr(tuning_command.Run, "train", counted)
     command = arguments(tiny, "--params_file=space.params")
     assert main(command) == 130
     assert "finished trials are kept" in capsys.readouterr().err
@@ -188,7 +190,7 @@ def test_the_algorithms_of_recbole_ask_the_same_again(tiny, monkeypatch):
             )
         return record
 
-    monkeypatch.setattr(Study, "trial", answer)
+    monkeypatch.setattr(TuningStudy, "trial", answer)
     for algo in ("random", "bayes"):
         for number in (8, 12):
             asked.clear()
@@ -205,7 +207,7 @@ def test_recboles_own_tuning_takes_our_models_and_our_objective(tiny, monkeypatc
     monkeypatch.setattr(sys, "argv", ["recbole"])
     Path("fixed.yaml").write_text(yaml.safe_dump(SMALL | {"dataset": "tiny", "data_path": str(tiny)}))
     space = {"choice": {"student_gamma": [0.0, 0.5]}}
-    found = HyperTuning(tuning.objective_function, params_dict=space, fixed_config_file_list=["fixed.yaml"])
+    found = HyperTuning(objective_function, params_dict=space, fixed_config_file_list=["fixed.yaml"])
     found.run()
     assert len(found.params2result) == 2 and found.model == "AdaRecStudent" and found.best_score > 0
     quick_start = pytest.importorskip("recbole.quick_start")
@@ -229,7 +231,7 @@ def test_ray_runs_trials_side_by_side_and_repeats_none(tiny, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")
     Path("space.params").write_text("student_gamma choice [0.0,0.5]\ndistilled_layers choice [2,99]\n")
     files, values = parse_arguments(arguments(tiny)[1:])
-    study = Study(resolve(None, files, values), "tuning/tiny")
+    study = TuningStudy(resolve(None, files, values), "tuning/tiny")
     assert study.trial({"student_gamma": 0.0, "distilled_layers": 2})["status"] == "finished"
     first = {path: path.stat().st_mtime_ns for path in Path("tuning/tiny").rglob("*.*") if path.suffix != ".lock"}
     assert main(arguments(tiny, "--params_file=space.params", "--tool=ray", "--workers=2", "--scheduler=fifo")) == 0

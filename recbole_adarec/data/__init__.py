@@ -1,1 +1,1 @@
-"""Windows over RecBole's sequential dataset."""
+"""RecBole's datasets as windows of histories."""

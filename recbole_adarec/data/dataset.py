@@ -24,7 +24,7 @@ WINDOW_FIELD = "window_id"
 _FLAT = "_flat_index"  # where the target of a row stands in the flat array of items
 
 
-class Rows(Interaction):
+class FastInteraction(Interaction):
     """RecBole's `Interaction`, which turns every index into a Python list first."""
 
     def __getitem__(self, index: Any) -> Any:
@@ -35,7 +35,7 @@ class Rows(Interaction):
             index = index if index.dtype == torch.bool else index.long()  # an empty list has no type
         else:
             return super().__getitem__(index)
-        return Rows({name: column[index] for name, column in self.interaction.items()})
+        return FastInteraction({name: column[index] for name, column in self.interaction.items()})
 
 
 class SequenceDataset(SequentialDataset):
@@ -71,7 +71,7 @@ class SequenceDataset(SequentialDataset):
         first = np.flatnonzero(np.diff(users, prepend=-1))
         position = np.arange(len(users)) - np.repeat(first, np.diff(np.append(first, len(users))))
         targets = torch.from_numpy(np.flatnonzero(position > 0))
-        rows = Rows(self.inter_feat.interaction)[targets]
+        rows = FastInteraction(self.inter_feat.interaction)[targets]
         lengths = torch.from_numpy(position)[targets].clamp_max(self.max_item_list_len)
         rows.update(Interaction({self.item_list_length_field: lengths, _FLAT: targets}))
         self.inter_feat = rows

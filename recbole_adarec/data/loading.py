@@ -14,7 +14,7 @@ from recbole.data.utils import get_dataloader
 
 from recbole_adarec import distributed
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.settings import load_yaml
+from recbole_adarec.storage.yaml_files import load_yaml
 
 
 class Loaders(NamedTuple):
@@ -33,10 +33,12 @@ class Loaders(NamedTuple):
         train = get_dataloader(config, "train")(
             config, self.train._dataset, self.train._sampler, shuffle=config["shuffle"]
         )
-        return self._replace(train=train, valid=_share(self.valid, "validation"), test=_share(self.test, "test"))
+        return self._replace(
+            train=train, valid=_local_part(self.valid, "validation"), test=_local_part(self.test, "test")
+        )
 
 
-def _share(loader: Any, name: str) -> Any:
+def _local_part(loader: Any, name: str) -> Any:
     processes = distributed.world_size()
     if processes == 1:
         return loader

@@ -1,1 +1,1 @@
-"""Using a student without the dataset that it was trained on."""
+"""Recommendations from a model file, without the dataset."""

@@ -11,8 +11,8 @@ from recbole_adarec.data.loading import load_data
 from recbole_adarec.deployment.recommender import load_student, load_teacher
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.plugins import load_plugins
-from recbole_adarec.settings import load_yaml, parse_value
 from recbole_adarec.stock import is_checkpoint
+from recbole_adarec.storage.yaml_files import load_yaml, parse_value
 
 _SHOWN = 5  # items of a history
 
@@ -55,11 +55,11 @@ def recommend(
     load_plugins(parse_value(plugins) if plugins else None)
     models = {"student": load_student(run_dir), "teacher": load_teacher(run_dir)}
     if history is not None:
-        return _beside({name: model.recommend(history.split(), count) for name, model in models.items()})
+        return _side_by_side({name: model.recommend(history.split(), count) for name, model in models.items()})
     parts = []
     for user, tokens, held_out in _histories(run_dir, _tokens(users), data_path):
         found = {name: model.recommend(tokens, count) for name, model in models.items()}
-        parts.append(f"user {user}: … {' '.join(tokens[-_SHOWN:])}, then {held_out}\n{_beside(found, held_out)}")
+        parts.append(f"user {user}: … {' '.join(tokens[-_SHOWN:])}, then {held_out}\n{_side_by_side(found, held_out)}")
     return "\n\n".join(parts)
 
 
@@ -91,7 +91,7 @@ def _histories(run_dir: str, users: list[str], data_path: str | None) -> list[tu
     return found
 
 
-def _beside(found: dict[str, list[tuple[str, float]]], held_out: str | None = None) -> str:
+def _side_by_side(found: dict[str, list[tuple[str, float]]], held_out: str | None = None) -> str:
     """Ranked items of the models side by side; the one that came is marked."""
     columns: dict[str, list[str]] = {}
     for name, ranked in found.items():

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_adarec.checkpoints import build_model, load_state
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.item_table import ItemTable, TopK
-from recbole_adarec.model.teacher import AdaRecTeacher
+from recbole_adarec.model.item_table.base import ItemTable, TopK
+from recbole_adarec.model.stored import build_model
+from recbole_adarec.model.teachers.base import AdaRecTeacher
+from recbole_adarec.storage.model_files import load_state
 
 
 class Recommender:
@@ -112,7 +113,7 @@ def load_student(run_dir: str | Path, device: torch.device | str = "cpu") -> Rec
     AdaRecError
         If there is no student, or its file is damaged or foreign.
     """
-    return _load(run_dir, device, "student", ("AdaRecStudent", "CpRec"))
+    return _load_model(run_dir, device, "student", ("AdaRecStudent", "CpRec"))
 
 
 def load_teacher(run_dir: str | Path, device: torch.device | str = "cpu") -> Recommender:
@@ -130,10 +131,10 @@ def load_teacher(run_dir: str | Path, device: torch.device | str = "cpu") -> Rec
     AdaRecError
         As `load_student`.
     """
-    return _load(run_dir, device, "teacher", ("AdaRecTeacher",))
+    return _load_model(run_dir, device, "teacher", ("AdaRecTeacher",))
 
 
-def _load(run_dir: str | Path, device: torch.device | str, name: str, expected: tuple[str, ...]) -> Recommender:
+def _load_model(run_dir: str | Path, device: torch.device | str, name: str, expected: tuple[str, ...]) -> Recommender:
     path = Path(run_dir)
     path = path / f"{name}.pth" if path.is_dir() else path
     content = load_state(path, device, expected=expected)

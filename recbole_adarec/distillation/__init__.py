@@ -1,1 +1,1 @@
-"""What the student learns from the teacher."""
+"""Distillation: teacher outputs, layer mappings, and the sum of the losses."""

@@ -1,1 +1,1 @@
-"""What a model costs, and the report that compares."""
+"""Accuracy for each user, significance, size and speed."""

@@ -1,1 +1,1 @@
-"""Encoders: teachers, operations, cells, the supernet and the student."""
+"""Encoders and item tables: teachers, supernet, student, CpRec."""

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from recbole_adarec.data.dataset import WindowDataset
 from recbole_adarec.model.base import Encoding, SequenceRecommender
-from recbole_adarec.model.item_table import item_table
-from recbole_adarec.model.teacher import residual_blocks, through
+from recbole_adarec.model.item_table.build import build_item_table
+from recbole_adarec.model.residual_blocks import hidden_states, residual_blocks
 
 
 class CpRec(SequenceRecommender):
@@ -19,7 +19,7 @@ class CpRec(SequenceRecommender):
     ----------
     config : recbole.config.Config
         ``hidden_size``, ``dropout_prob``, ``full_dropout_at``, ``total_budget``, the keys of `residual_blocks` and of
-        `recbole_adarec.model.item_table.item_table` (properties/model/CpRec.yaml).
+        `recbole_adarec.model.build_item_table.build_item_table` (properties/model/CpRec.yaml).
     dataset : WindowDataset
         The training part: it gives the number of items, and their popularity.
     """
@@ -33,7 +33,7 @@ class CpRec(SequenceRecommender):
             unshared = sum(p.numel() for block in self.blocks for part in block.children() for p in part.parameters())
             whole = self.n_items * self.hidden_size + unshared + len(self.blocks)  # each block has an eps
             limit = int(config["total_budget"] * whole) - sum(p.numel() for p in self.blocks.parameters())
-        self.item_table = item_table(config, dataset, self.n_items, self.hidden_size, limit)
+        self.item_table = build_item_table(config, dataset, self.n_items, self.hidden_size, limit)
         self.dropout = nn.Dropout(config["dropout_prob"] * self._share_of_dropout(config, dataset))
 
     def _share_of_dropout(self, config: Any, dataset: Any) -> float:
@@ -50,5 +50,5 @@ class CpRec(SequenceRecommender):
 
     def encode(self, item_seq: Tensor) -> Encoding:
         embedding = self.dropout(self.item_table(item_seq))
-        hidden = through(self.blocks, embedding)
+        hidden = hidden_states(self.blocks, embedding)
         return Encoding(embedding, tuple(hidden), self.dropout(hidden[-1]))

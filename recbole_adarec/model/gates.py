@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_adarec.model.architecture import edges
-from recbole_adarec.model.base import CausalConv, delayed
-from recbole_adarec.model.operations import SepConv, Zero
+from recbole_adarec.model.layers import CausalConv, delayed
+from recbole_adarec.model.search_space.architecture import edges
+from recbole_adarec.model.search_space.operations import SepConv, Zero
 
 
 class Trace:

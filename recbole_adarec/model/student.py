@@ -3,57 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from recbole_adarec.model.architecture import Architecture, edges
-from recbole_adarec.model.base import Encoding, SequenceRecommender
-from recbole_adarec.model.cell import Cell, live_edges
-from recbole_adarec.model.item_table import item_table
-from recbole_adarec.settings import find_file
-
-
-class CellStack(SequenceRecommender):
-    """``embedding -> S cells -> softmax``: what supernet and student have in common.
-
-    Parameters
-    ----------
-    config, dataset
-        As RecBole gives them; ``dropout_prob`` and the keys of `item_table` are read here.
-    size : int
-        Channels C.
-    cells : list of Cell
-        The S cells.
-    parameters : int, optional
-        Those that it may have in all, with an adaptive item table.
-    """
-
-    def __init__(self, config: Any, dataset: Any, size: int, cells: list[Cell], parameters: int | None = None) -> None:
-        super().__init__(config, dataset)
-        self.hidden_size = size
-        self.cells: Any = nn.ModuleList(cells)
-        limit = None if parameters is None else parameters - sum(p.numel() for p in self.cells.parameters())
-        self.item_table = item_table(config, dataset, self.n_items, size, limit)
-        self.dropout = nn.Dropout(config["dropout_prob"])
-
-    def encode_edges(
-        self,
-        item_seq: Tensor,
-        edge: Callable[[int, int, Tensor], Tensor | None],
-        node_seen: Callable[[int, int, Tensor], Tensor] | None = None,
-    ) -> Encoding:
-        """Encode ids ``[B, L]``; `edge` gives the value of an edge from cell, edge number and source, or None.
-
-        `node_seen` is given cell, number and value of each node, see `Cell`.
-        """
-        x = embedding = self.dropout(self.item_table(item_seq))
-        layers = []
-        for number, cell in enumerate(self.cells):
-            x = cell(x, partial(edge, number), None if node_seen is None else partial(node_seen, number))
-            layers.append(x)
-        return Encoding(embedding, tuple(layers), self.dropout(x))
+from recbole_adarec.model.base import Encoding
+from recbole_adarec.model.cell_stack import CellStack
+from recbole_adarec.model.search_space.architecture import as_architecture, edges
+from recbole_adarec.model.search_space.cell import Cell, live_edges
 
 
 class AdaRecStudent(CellStack):
@@ -106,12 +63,3 @@ def _plan(source: int, edge: nn.ModuleDict) -> tuple[Callable[[Tensor], Tensor] 
         weighted = any(True for _ in operation.parameters())
         return operation.forward, None if weighted or isinstance(operation, nn.Identity) else (source, name)
     return None, None
-
-
-def as_architecture(value: Any) -> Architecture:
-    """An `Architecture` from itself, its dictionary, or a file (looked for like a config file)."""
-    if isinstance(value, Architecture):
-        return value
-    if isinstance(value, dict):
-        return Architecture.from_dict(value)
-    return Architecture.load(find_file(value, "architecture"))

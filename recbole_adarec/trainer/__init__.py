@@ -1,1 +1,1 @@
-"""Trainers of the three stages, on RecBole's own."""
+"""Trainers of the stages: teacher, search and student."""

@@ -9,20 +9,19 @@ from logging import getLogger
 from typing import Any, NamedTuple
 
 import torch
-from recbole.data.interaction import Interaction
-from recbole.evaluator import Collector
 from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score
 from torch import Tensor
 from tqdm import tqdm
 
 from recbole_adarec import distributed
-from recbole_adarec.data.dataset import WINDOW_FIELD, item_counts
+from recbole_adarec.data.dataset import item_counts
 from recbole_adarec.data.windows import length_batches
-from recbole_adarec.distillation.block_losses import item_loss_of
-from recbole_adarec.files import load_checkpoint
+from recbole_adarec.losses.adaptive_softmax import build_item_loss
+from recbole_adarec.storage.files import load_checkpoint
+from recbole_adarec.trainer.calibration import fit_repeat_bias, repeat_share
+from recbole_adarec.trainer.collector import GatheringCollector, on_device
 from recbole_adarec.trainer.optimizer import JointOptimizer, clip_gradients
-from recbole_adarec.trainer.repeats import fit_repeat_bias, share_of_repeats
 
 _SERVED_PARTS = (0.75, 0.5)  # besides 1
 _NAN_CHECK = 50  # batches between two looks at the loss: on a GPU each one waits for all that was queued
@@ -60,7 +59,7 @@ class StageTrainer(Trainer):
     ----------
     history : list of dict
         One record for each epoch: mean losses, ``valid_score`` where it was evaluated, and what a stage adds.
-    item_loss : ItemLoss or BlockLoss
+    item_loss : SoftmaxLoss or AdaptiveSoftmaxLoss
         The softmax over items.
     repeat_bias : float
         The model's, as the losses of an epoch have it: a device is not asked for it in every step.
@@ -71,11 +70,11 @@ class StageTrainer(Trainer):
     first_epoch = 0  # of the training that the learning rate belongs to
 
     def __init__(self, config: Any, model: Any) -> None:
-        self.item_loss: Any = item_loss_of(config, model.item_table, torch.device(config["device"]))
+        self.item_loss: Any = build_item_loss(config, model.item_table, torch.device(config["device"]))
         if self.item_loss.mode == "sampled":
             model.item_table.use_sparse_gradients()
         super().__init__(config, model)
-        self.history: list[dict[str, Any]] = []
+        self.training_log: list[dict[str, Any]] = []
         self._saved = True
         self.repeat_bias: float = 0.0
         self._share_of_repeats: float | None = None
@@ -182,7 +181,7 @@ class StageTrainer(Trainer):
             self.bar.update(batch.targets)
         means = {name: float(distributed.total(value)) / targets for name, value in sums.items()}
         self._check_nan(torch.tensor(means["loss"]))
-        self.history.append({"epoch": epoch_idx, **means, **self.epoch_record()})
+        self.training_log.append({"epoch": epoch_idx, **means, **self.epoch_record()})
         self.bar.set_postfix_str(f"epoch {epoch_idx + 1}/{self.epochs}, loss {means['loss']:.4f}")
         return means["loss"]
 
@@ -195,7 +194,7 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         if distributed.is_first():
-            extra = {"history": self.history, "training_state": self.training_state()}
+            extra = {"history": self.training_log, "training_state": self.training_state()}
             super()._save_checkpoint(epoch, verbose, extra=extra, **kwargs)
         distributed.barrier()  # it is there when the others want to read it
 
@@ -203,7 +202,7 @@ class StageTrainer(Trainer):
         """RecBole's, with the state of the stage."""
         super().resume_checkpoint(resume_file)
         content = load_checkpoint(resume_file, self.device)
-        self.history = content["history"]
+        self.training_log = content["history"]
         self.load_training_state(content["training_state"])
 
     def _step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -215,9 +214,9 @@ class StageTrainer(Trainer):
         for parameter in self.model.item_table.parameters():
             if parameter.grad is None:  # a block without items here; other processes may have some
                 parameter.grad = torch.zeros_like(parameter)
-        coded = self.model.item_table.coded_embeddings() if self.codebooks else []
+        coded = self.model.item_table.quantized_embeddings() if self.codebooks else []
         for embedding in coded:
-            embedding.pass_gradient_on()
+            embedding.backward_to_codebooks()
         distributed.add_gradients(trained)
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
@@ -225,7 +224,7 @@ class StageTrainer(Trainer):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         for embedding in coded:
-            embedding.follow_codebooks()
+            embedding.sync_rows()
         self.after_step()
         return loss.detach(), parts
 
@@ -255,16 +254,16 @@ class StageTrainer(Trainer):
         if self.config["repeat_bias"] is not None:
             return
         if self._share_of_repeats is None:
-            self._share_of_repeats = share_of_repeats(valid_data)
+            self._share_of_repeats = repeat_share(valid_data)
         fit_repeat_bias(self.model.eval(), valid_data, self._share_of_repeats)
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         self.fit_repeat_bias(valid_data)
         score, result = super()._valid_epoch(valid_data, show_progress=False)
-        self.history[-1]["valid_score"] = float(score)
+        self.training_log[-1]["valid_score"] = float(score)
         rows = int(distributed.total(torch.tensor(len(valid_data._dataset), device=self.device)))
         if self._saved and self._as_good_as_the_best(score, rows):
-            self._save_checkpoint(self.history[-1]["epoch"], verbose=False)
+            self._save_checkpoint(self.training_log[-1]["epoch"], verbose=False)
         if self.bar is not None:
             self.bar.set_postfix_str(f"{self.bar.postfix}, {self.config['valid_metric']} {score:.4f}")
         return score, result
@@ -279,7 +278,7 @@ class StageTrainer(Trainer):
             return False
         return score >= best - math.sqrt(best * (1 - best) / rows)
 
-    def encode_items(
+    def quantize_items(
         self, train_data: Any, valid_data: Any, valid: dict[str, float], show_progress: bool = False
     ) -> dict[str, float]:
         """Make the item table what is kept of it, and train on for ``item_code_epochs``, its codes as they are.
@@ -303,7 +302,7 @@ class StageTrainer(Trainer):
             `valid` or, where less is kept than was trained, the result of that.
         """
         table, epochs = self.model.item_table, self.config["item_code_epochs"]
-        if not table.encode():
+        if not table.quantize():
             return valid
         results = [valid, dict(self.evaluate(valid_data, load_best_model=False))]
         if epochs:
@@ -322,7 +321,7 @@ class StageTrainer(Trainer):
         trained = self.optimized()
         self.codebooks = self.model.item_table.train_codebooks()
         self.optimizer = self._build_optimizer(params=trained)
-        self.start_epoch = self.first_epoch = len(self.history)
+        self.start_epoch = self.first_epoch = len(self.training_log)
         self.epochs, self.eval_step = self.first_epoch + epochs, int(self.config["eval_step"] > 0)
         self.best_valid_score, self.cur_step = -math.inf if self.valid_metric_bigger else math.inf, 0
         self.fit(train_data, valid_data, show_progress=show_progress)
@@ -372,45 +371,3 @@ class StageTrainer(Trainer):
             if self.bar is not None:
                 self.bar.close()
                 self.bar = None
-
-
-def on_device(interaction: Interaction, device: torch.device) -> Interaction:
-    """A batch on the device, without waiting for what is queued there; which windows it holds is asked for here."""
-    moved = {
-        name: value if name == WINDOW_FIELD else value.to(device, non_blocking=True)
-        for name, value in interaction.interaction.items()
-    }
-    return Interaction(moved)
-
-
-class GatheringCollector(Collector):
-    """RecBole's collector of what the metrics are made of, which joins what all processes ranked.
-
-    Which of the best items are those to be found is looked up. RecBole makes a matrix of rows by items for it and sums
-    that: the validation users of Beauty took a student 4.7 s, and take it 2.9.
-    """
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self._ranked = self.register.need("rec.topk")
-        setattr(self.register, "rec.topk", False)
-
-    def eval_batch_collect(
-        self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor
-    ) -> None:
-        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
-        if self._ranked:
-            rows, items = scores_tensor.shape
-            row, item = (index.to(scores_tensor.device) for index in (positive_u, positive_i))
-            ranked = scores_tensor.topk(max(self.topk)).indices
-            cells = ranked + items * torch.arange(rows, device=ranked.device)[:, None]
-            number = torch.bincount(row, minlength=rows)
-            self.data_struct.update_tensor(
-                "rec.topk", torch.cat([torch.isin(cells, row * items + item).long(), number[:, None]], 1)
-            )
-
-    def get_data_struct(self) -> Any:
-        for name, value in self.data_struct._data_dict.items():
-            if name.startswith("rec.") or name == "data.label":
-                self.data_struct._data_dict[name] = distributed.gather(value)
-        return super().get_data_struct()

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from recbole_adarec import distributed
-from recbole_adarec.checkpoints import load_model
 from recbole_adarec.data.dataset import WindowDataset
-from recbole_adarec.distillation.cache import CachedTeacher, LiveTeacher, TeacherOutputs
-from recbole_adarec.distillation.losses import Distiller, Losses, check_distillation
+from recbole_adarec.distillation.distiller import Distiller, Losses, check_distillation
+from recbole_adarec.distillation.teacher_outputs import CachedTeacher, LiveTeacher, TeacherOutputCache
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.base import Encoding, rows_where
-from recbole_adarec.model.item_table import history
-from recbole_adarec.model.teacher import AdaRecTeacher
+from recbole_adarec.model.base import Encoding
+from recbole_adarec.model.positions import nonzero_positions
+from recbole_adarec.model.seen_items import seen_items
+from recbole_adarec.model.stored import load_model
+from recbole_adarec.model.teachers.base import AdaRecTeacher
 from recbole_adarec.trainer.base import Batch, StageTrainer
 
 
@@ -35,7 +36,7 @@ class DistillationTrainer(StageTrainer):
         check_distillation(config)
         self.teacher: AdaRecTeacher | None = None
         self.distiller: Distiller | None = None
-        self.teacher_outputs = TeacherOutputs()
+        self.teacher_outputs = TeacherOutputCache()
         self.outputs: LiveTeacher | CachedTeacher | None = None
         if config["teacher_path"] and config["gamma"] > 0:
             self.teacher = self._load_teacher(config["teacher_path"])
@@ -71,7 +72,7 @@ class DistillationTrainer(StageTrainer):
         if self.teacher is not None and self.distiller is not None and self.outputs is None:
             dataset: WindowDataset = train_data._dataset
             everywhere = self.distiller.use_output and self.item_loss.mode in ("full", "chunked")
-            self.outputs = self.teacher_outputs.of(
+            self.outputs = self.teacher_outputs.get(
                 self.teacher, self.distiller.distance, dataset, self.config["teacher_cache_mb"],
                 self.distiller.temperature if everywhere else None, self.model.item_table,
             )  # fmt: skip
@@ -83,12 +84,12 @@ class DistillationTrainer(StageTrainer):
         item_seq, targets = batch.interaction[self.model.ITEM_SEQ], batch.interaction[self.model.TARGETS]
         table, bias = self.model.item_table, self.repeat_bias
         if self.distiller is None or self.outputs is None:
-            real = rows_where(targets != 0)
-            taken = history(item_seq, real, bias)
-            loss, ce, _ = self.item_loss(encoding.of(real).output, table, targets.flatten()[real], taken=taken)
+            real = nonzero_positions(targets != 0)
+            seen = seen_items(item_seq, real, bias)
+            loss, ce, _ = self.item_loss(encoding.select(real).output, table, targets.flatten()[real], seen=seen)
             return Losses(loss, {"ce": ce}, None)
-        lesson = self.outputs.lesson(batch.interaction)
-        return self.distiller(encoding, item_seq, targets, table, lesson, self.item_loss, batch.share, bias)
+        teacher_targets = self.outputs.targets_of(batch.interaction)
+        return self.distiller(encoding, item_seq, targets, table, teacher_targets, self.item_loss, batch.share, bias)
 
     def move_layer_weights(self, losses: Losses) -> None:
         """Let u and v follow the costs of a batch."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_adarec import distributed
 from recbole_adarec.data.loading import Loaders
-from recbole_adarec.files import plain
+from recbole_adarec.storage.files import plain
 from recbole_adarec.trainer.base import StageTrainer
 
 
@@ -21,7 +21,7 @@ def fit_and_evaluate(
         trainer.fit(data.train, data.valid, verbose=True, show_progress=show_progress, callback_fn=after_epoch)
         valid = dict(trainer.evaluate(data.valid, load_best_model=True))
         if isinstance(trainer, StageTrainer):
-            valid = trainer.encode_items(data.train, data.valid, valid, show_progress)
+            valid = trainer.quantize_items(data.train, data.valid, valid, show_progress)
             valid = trainer.choose_served_prior(data.valid, valid)
         test = dict(trainer.evaluate(data.test, load_best_model=False))
     finally:

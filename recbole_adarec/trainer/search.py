@@ -104,7 +104,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
         return losses.total, losses.parts
 
     def after_step(self) -> None:
-        if len(self.history) >= self._warmup:
+        if len(self.training_log) >= self._warmup:
             self._pace()
             self._alpha_losses.append(self._alpha_step(next(self._alpha_batches)))
 
@@ -168,7 +168,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
             "alpha_loss": None if alpha_loss is None else float(alpha_loss),
             "temperature": self.temperature,
             "alpha": self.model.logits().detach().softmax(-1).tolist(),
-            **self.model.movement(),
+            **self.model.alpha_statistics(),
         }
         self._alpha_losses = []
         self.temperature *= self.config["gumbel_decay"]

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from recbole_adarec.checkpoints import load_state
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.storage.model_files import load_state
 from recbole_adarec.trainer.base import Batch
 from recbole_adarec.trainer.distillation import DistillationTrainer
 

@@ -8,9 +8,10 @@ from recbole.trainer import Trainer
 from torch import Tensor
 
 from recbole_adarec.data.loading import Loaders
-from recbole_adarec.files import plain
-from recbole_adarec.model.item_table import Taken
-from recbole_adarec.trainer.base import Batch, GatheringCollector, StageTrainer
+from recbole_adarec.model.seen_items import SeenItems
+from recbole_adarec.storage.files import plain
+from recbole_adarec.trainer.base import Batch, StageTrainer
+from recbole_adarec.trainer.collector import GatheringCollector
 
 
 class AdaRecTeacherTrainer(StageTrainer):
@@ -21,15 +22,21 @@ class AdaRecTeacherTrainer(StageTrainer):
     def batch_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         model, interaction = self.model, batch.interaction
         states, labels, before = model.training_states(interaction[model.ITEM_SEQ], interaction[model.TARGETS])
-        taken = Taken(before, self.repeat_bias) if self.repeat_bias else None
-        loss, _, _ = self.item_loss(states, model.item_table, labels, taken=taken)
+        seen = SeenItems(before, self.repeat_bias) if self.repeat_bias else None
+        loss, _, _ = self.item_loss(states, model.item_table, labels, seen=seen)
         return loss, {}
 
 
-def evaluate_stock(config: Any, model: Any, data: Loaders) -> dict[str, dict[str, float]]:
+def evaluate_recbole_model(config: Any, model: Any, data: Loaders) -> dict[str, dict[str, float]]:
     """``valid`` and ``test`` results of a stock model, by RecBole's own evaluation."""
     trainer = Trainer(config, model)
     trainer.eval_collector = GatheringCollector(config)
     trainer.eval_collector.data_collect(data.train)
     results = {name: trainer.evaluate(getattr(data, name), load_best_model=False) for name in ("valid", "test")}
     return plain({name: dict(result) for name, result in results.items()})
+
+
+class CpRecTrainer(AdaRecTeacherTrainer):
+    """Trains `CpRec`."""
+
+    stage = "CpRec"

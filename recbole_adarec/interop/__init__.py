@@ -1,0 +1,1 @@
+"""All that touches RecBole's own classes."""

@@ -1,0 +1,1 @@
+"""The softmax over items: cross entropy and output distillation."""

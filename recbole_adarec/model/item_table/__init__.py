@@ -1,0 +1,1 @@
+"""Item tables: rows for items, and a softmax over them."""

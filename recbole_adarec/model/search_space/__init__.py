@@ -1,0 +1,1 @@
+"""The search space: operations, cells, architectures and what they cost."""

@@ -1,0 +1,137 @@
+"""The architecture of a student: an immutable value with a YAML form, the only thing that search hands to training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.search_space.operations import OPERATIONS, check_operations
+from recbole_adarec.storage.files import write_text
+from recbole_adarec.storage.properties import find_file
+
+FORMAT = "recbole-adarec-architecture/1"
+
+
+def edges(nodes: int) -> list[tuple[int, int]]:
+    """The edges ``(i, j)`` of a cell: node j = 1..`nodes` receives one from every earlier node i, 0 is the input."""
+    return [(i, j) for j in range(1, nodes + 1) for i in range(j)]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One operation for each edge of each cell (AdaRec, arXiv 2107.07173, section 3.2).
+
+    Attributes
+    ----------
+    hidden_size : int
+        Channels C of the student.
+    cells : tuple of tuple of str
+        For each cell the operations of its edges, in the order of `edges`.
+    """
+
+    hidden_size: int
+    cells: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        if self.hidden_size < 1 or not self.cells:
+            raise AdaRecError("architecture: hidden_size must be positive and there must be at least one cell")
+        counts = {len(cell) for cell in self.cells}
+        if len(counts) != 1 or not any(len(edges(n)) == next(iter(counts)) for n in range(1, 65)):
+            raise AdaRecError(
+                f"architecture: cells have {sorted(counts)} edges; all must have the same number, "
+                "1, 3, 6, 10, … for 1, 2, 3, 4, … nodes"
+            )
+        check_operations(sorted({name for cell in self.cells for name in cell}), "architecture")
+
+    @property
+    def nodes(self) -> int:
+        """Computed nodes of a cell."""
+        return next(n for n in range(1, 65) if len(edges(n)) == len(self.cells[0]))
+
+    def count(self) -> dict[str, int]:
+        """How often each operation occurs, over all cells."""
+        found = Counter(name for cell in self.cells for name in cell)
+        return {name: found[name] for name in OPERATIONS if found[name]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The YAML form: node j of a cell is the list of the operations on its edges from nodes 0..j-1."""
+        return {
+            "format": FORMAT,
+            "hidden_size": self.hidden_size,
+            "cells": [
+                [[cell[e] for e, (_, to) in enumerate(edges(self.nodes)) if to == j] for j in range(1, self.nodes + 1)]
+                for cell in self.cells
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Any, where: str = "architecture") -> Architecture:
+        """Read the YAML form; ``share_cells: n`` with one cell stands for n equal cells.
+
+        Raises
+        ------
+        AdaRecError
+            Names what is missing or wrong.
+        """
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise AdaRecError(f"{where}: format is {found!r}, expected {FORMAT!r}")
+        unknown = set(content) - {"format", "hidden_size", "cells", "share_cells"}
+        if unknown:
+            raise AdaRecError(f"{where}: unknown key {sorted(unknown)[0]!r}; known are format, hidden_size, cells")
+        size, cells, share = content.get("hidden_size"), content.get("cells"), content.get("share_cells", 1)
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise AdaRecError(f"{where}: hidden_size is {size!r}, expected a whole number")
+        if not isinstance(share, int) or share < 1:
+            raise AdaRecError(f"{where}: share_cells is {share!r}, expected a whole number of at least 1")
+        if not isinstance(cells, list) or not cells:
+            raise AdaRecError(f"{where}: cells is {cells!r}, expected a list of cells")
+        if share > 1 and len(cells) > 1:
+            raise AdaRecError(f"{where}: share_cells repeats one cell, but there are {len(cells)}; leave one of them")
+        flat = []
+        for number, cell in enumerate(cells, 1):
+            if not isinstance(cell, list) or not cell:
+                raise AdaRecError(f"{where}: cell {number} is {cell!r}, expected a list of nodes")
+            for j, node in enumerate(cell, 1):
+                if not isinstance(node, list) or len(node) != j or not all(isinstance(name, str) for name in node):
+                    raise AdaRecError(
+                        f"{where}: node {j} of cell {number} is {node!r}, expected {j} operation name(s), one for each "
+                        "earlier node"
+                    )
+            flat.append(tuple(name for node in cell for name in node))
+        return cls(size, tuple(flat) * share)
+
+    def save(self, path: str | Path) -> None:
+        """Write the YAML form, atomically."""
+        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Architecture:
+        """Read a file that `save` or a person wrote.
+
+        Raises
+        ------
+        AdaRecError
+            If the file is missing or is no architecture.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise AdaRecError(f"architecture: cannot read {path}: {error}") from error
+        except yaml.YAMLError as error:
+            raise AdaRecError(f"architecture: {path} is not YAML: {' '.join(str(error).split())}") from error
+        return cls.from_dict(content, str(path))
+
+
+def as_architecture(value: Any) -> Architecture:
+    """An `Architecture` from itself, its dictionary, or a file (looked for like a config file)."""
+    if isinstance(value, Architecture):
+        return value
+    if isinstance(value, dict):
+        return Architecture.from_dict(value)
+    return Architecture.load(find_file(value, "architecture"))

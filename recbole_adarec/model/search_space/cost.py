@@ -1,0 +1,104 @@
+"""What operations, cells and whole models cost: parameters, multiply-accumulates of a position, or latency here."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from recbole_adarec.model.search_space.architecture import Architecture, edges
+from recbole_adarec.model.search_space.cell import Cell, live_edges
+from recbole_adarec.model.search_space.operations import OPERATIONS
+
+COSTS = ("params", "macs", "latency")
+_LENGTH = 50  # positions of the sequence that latency is measured on
+
+
+@lru_cache(None)
+@torch.random.fork_rng(devices=[])  # what is built here to be measured takes nothing from the run's random numbers
+def operation_cost(name: str, size: int, cost: str) -> float:
+    """What an operation costs for C channels.
+
+    Parameters
+    ----------
+    name : str
+        Of the table `OPERATIONS`.
+    size : int
+        Channels C.
+    cost : str
+        ``params``: trainable parameters; ``macs``: multiply-accumulates of a position; ``latency``: microseconds that
+        one sequence of 50 takes on this machine's CPU.
+    """
+    operation = OPERATIONS[name]
+    if cost == "params":
+        return operation.parameters(size)
+    if cost == "macs":
+        return operation.macs(size)
+    module, x = operation.build(size), torch.rand(1, _LENGTH, size)
+    return 0.0 if name in ("skip", "none") else _microseconds(lambda: module(x))
+
+
+@lru_cache(None)
+@torch.random.fork_rng(devices=[])
+def cell_cost(size: int, nodes: int, cost: str) -> float:
+    """What a cell costs beside its operations: its LayerNorm and the weights of its nodes."""
+    cell = Cell(size, [["skip"]] * len(edges(nodes)), nodes)
+    if cost == "params":
+        return sum(p.numel() for p in cell.parameters())
+    if cost == "macs":
+        return nodes * size
+    x = torch.rand(1, _LENGTH, size)
+    return _microseconds(lambda: cell(x, lambda _, source: source))
+
+
+def architecture_cost(architecture: Architecture, cost: str) -> float:
+    """What all cells of an architecture cost; edges that nothing reaches are not there."""
+    size, nodes = architecture.hidden_size, architecture.nodes
+    total = len(architecture.cells) * cell_cost(size, nodes, cost)
+    for cell in architecture.cells:
+        live = live_edges(cell, nodes)
+        total += sum(operation_cost(name, size, cost) for name, alive in zip(cell, live, strict=True) if alive)
+    return total
+
+
+@torch.no_grad()
+@torch.random.fork_rng(devices=[])
+def layers_cost(model: Any, cost: str) -> float:
+    """What the layers of a model cost, its item table left out; in the unit of `operation_cost`."""
+    if cost == "params":
+        table = sum(p.numel() for p in model.item_table.parameters())
+        return sum(p.numel() for p in model.parameters()) - table
+    model = copy.deepcopy(model).cpu().eval()
+    length = min(_LENGTH, model.max_seq_length)
+    sequence = torch.randint(1, model.n_items, (1, length))
+    if cost == "latency":
+        return _microseconds(lambda: model.encode(sequence))
+    return counted_macs(lambda: model.encode(sequence)) / length
+
+
+def counted_macs(run: Callable[[], Any]) -> int:
+    """Multiply-accumulates of the matrix products that a call does."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused transformer layer hides its products
+    try:
+        with FlopCounterMode(display=False) as counter:
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return int(counter.get_total_flops()) // 2
+
+
+@torch.no_grad()
+def _microseconds(run: Callable[[], Any], repeats: int = 60) -> float:
+    """Median of single calls, after some to warm up."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1e6 * float(torch.tensor(times[repeats // 3 :]).median())

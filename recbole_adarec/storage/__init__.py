@@ -1,0 +1,1 @@
+"""Files on disk: written atomically, read without executing anything."""

@@ -1,0 +1,1 @@
+"""What training, search and inference cost on this machine."""

@@ -1,0 +1,1 @@
+"""Tuning over any key, by hyperopt or Ray."""

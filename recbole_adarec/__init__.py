@@ -14,13 +14,13 @@ if find_spec("recbole") is None:
 from recbole_adarec.deployment.recommender import Recommender, load_student, load_teacher
 from recbole_adarec.distillation.layer_mapping import layer_mapping
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.interop.registry import register
 from recbole_adarec.model.layers import CausalConv
 from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.search_space.operations import operation
 from recbole_adarec.model.teachers.adapters import TeacherAdapter, teacher_adapter
 from recbole_adarec.plugins import load_plugins
 from recbole_adarec.quick_start import run_adarec
-from recbole_adarec.registry import register
 from recbole_adarec.version import __version__
 
 __all__ = [

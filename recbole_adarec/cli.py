@@ -133,13 +133,13 @@ def _split_verb(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _run(arguments: list[str]) -> int:
-    from recbole_adarec.config import resolve
+    from recbole_adarec.config.resolve import resolve_user_config
     from recbole_adarec.distributed import is_first, launch, stop
     from recbole_adarec.memory import keep_freed_memory
     from recbole_adarec.quick_start import make_run
     from recbole_adarec.report.text import comparison_table
 
-    values = resolve(None, *parse_arguments(arguments))
+    values = resolve_user_config(None, *parse_arguments(arguments))
     # RecBole's keys of several processes; where torchrun has started them the environment says so.
     nproc, world = values.get("nproc", 1), values.get("world_size", -1)
     if max(nproc, world) > 1 and "WORLD_SIZE" not in os.environ:

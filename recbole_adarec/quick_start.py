@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recbole_adarec.config import resolve
+from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.runs.pipeline import Run
 from recbole_adarec.runs.recbole_run import RecBoleRun
 
@@ -47,7 +47,7 @@ def run_adarec(
         overrides["run_dir"] = str(run_dir)
     if model is not None:
         overrides["model"] = model
-    return make_run(resolve(dataset, config_file_list, overrides)).execute()
+    return make_run(resolve_user_config(dataset, config_file_list, overrides)).execute()
 
 
 def make_run(values: dict[str, Any]) -> Run:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_adarec.config import resolve, stage_config
+from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.data.loading import Loaders, load_data
 
 
 def make_config(stage: str, dataset: str = "ml-100k", **overrides: Any) -> Any:
     """RecBole's configuration of a stage, as a run makes it."""
-    return stage_config(resolve(dataset, [], {"show_progress": False, **overrides}), stage)
+    return stage_config(resolve_user_config(dataset, [], {"show_progress": False, **overrides}), stage)
 
 
 def write_dataset(folder: Path, name: str, histories: list[list[int]], header: str | None = None) -> Path:

@@ -10,10 +10,11 @@ from urllib.error import URLError
 
 import pytest
 
-from recbole_adarec import compat
 from recbole_adarec.cli import main, parse_arguments
-from recbole_adarec.config import resolve, stage_config
+from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.interop import patches
 from recbole_adarec.storage.properties import PROPERTIES
 from recbole_adarec.storage.yaml_files import load_yaml
 from tests.conftest import write_dataset
@@ -97,7 +98,7 @@ def test_values_are_never_evaluated(tmp_path):
     for text in (f"__import__('pathlib').Path('{trap}').touch()", f"!!python/object/apply:os.mkdir ['{trap}']"):
         _, values = parse_arguments([f"--dataset={text}"])
         with pytest.raises(AdaRecError):
-            stage = stage_config(resolve(None, [], values), "teacher")
+            stage = stage_config(resolve_user_config(None, [], values), "teacher")
             from recbole_adarec.data.loading import load_data
 
             load_data(stage)
@@ -114,12 +115,12 @@ def test_values_are_yaml():
 
 def test_the_callers_arguments_are_not_read(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["notebook", "--epochs=77", "--not_a_key=1"])
-    assert stage_config(resolve(None, [], {}), "teacher")["epochs"] != 77
+    assert stage_config(resolve_user_config(None, [], {}), "teacher")["epochs"] != 77
 
 
 def test_order_of_values(tmp_path):
     (tmp_path / "mine.yaml").write_text("learning_rate: 0.5\nteacher_epochs: 3\nseed: 1\n")
-    values = resolve("ml-100k", ["adarec.yaml", "mine.yaml"], {"seed": 2})
+    values = resolve_user_config("ml-100k", ["adarec.yaml", "mine.yaml"], {"seed": 2})
     teacher, student = stage_config(values, "teacher"), stage_config(values, "student")
     assert teacher["learning_rate"] == student["learning_rate"] == 0.5
     assert teacher["epochs"] == 3 and student["epochs"] == load_yaml(PROPERTIES / "model/AdaRecStudent.yaml")["epochs"]
@@ -127,12 +128,12 @@ def test_order_of_values(tmp_path):
 
 
 def test_config_files_alone_change_nothing():
-    assert resolve(None, ["adarec.yaml"], {}) == resolve(None, [], {})
+    assert resolve_user_config(None, ["adarec.yaml"], {}) == resolve_user_config(None, [], {})
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (PROPERTIES / "paper").glob("*.yaml")))
 def test_paper_sizes_are_one_file_away(name):
-    values = resolve(None, [f"paper/{name}"], {})
+    values = resolve_user_config(None, [f"paper/{name}"], {})
     assert stage_config(values, "teacher")["hidden_size"] in (128, 256)
     assert stage_config(values, "search")["hidden_size"] == 64
 
@@ -142,7 +143,7 @@ def test_a_failed_download_says_where_to_put_the_files(monkeypatch):
         raise URLError("no network")
 
     asked = []
-    monkeypatch.setattr(compat.url, "decide_download", lambda url: asked.append(url) or no_network(url))
+    monkeypatch.setattr(patches.url, "decide_download", lambda url: asked.append(url) or no_network(url))
     line = refused("--dataset=ml-1m", "--config_files=adarec.yaml")
     assert asked and asked[0].endswith("ml-1m.zip")
     assert "could not be downloaded" in line and "ml-1m.inter" in line
@@ -159,9 +160,9 @@ def test_a_download_that_works_is_used(monkeypatch, tmp_path):
             archive.write(source / "ml-1m" / "ml-1m.inter", "ml-1m.inter")
         return str(Path(folder) / "ml-1m.zip")
 
-    monkeypatch.setattr(compat.url, "decide_download", lambda url: True)
-    monkeypatch.setattr(compat.url, "download_url", download)
+    monkeypatch.setattr(patches.url, "decide_download", lambda url: True)
+    monkeypatch.setattr(patches.url, "download_url", download)
     from recbole_adarec.data.loading import load_data
 
-    data = load_data(stage_config(resolve("ml-1m", [], {}), "teacher"))
+    data = load_data(stage_config(resolve_user_config("ml-1m", [], {}), "teacher"))
     assert data.dataset.user_num == 13 and Path("dataset/ml-1m/ml-1m.inter").is_file()

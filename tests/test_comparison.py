@@ -11,7 +11,7 @@ from recbole.utils import get_model
 from scipy import stats
 
 from recbole_adarec.cli import main
-from recbole_adarec.config import resolve
+from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.evaluation.significance import paired_tests
 from recbole_adarec.interop.baselines import baseline_config
@@ -73,7 +73,7 @@ def test_models_of_all_kinds_are_compared_and_nothing_is_trained_twice(found, ti
 
 @pytest.mark.parametrize("name", list(EVERY_POSITION_MODELS))
 def test_a_causal_model_sees_no_later_item_and_its_last_state_is_recboles(name, ml100k):
-    values = resolve("ml-100k", [], {"baselines": [name], "show_progress": False})
+    values = resolve_user_config("ml-100k", [], {"baselines": [name], "show_progress": False})
     config = baseline_config(values, name, every_position=True)
     model = EveryPosition(config, ml100k.train._dataset).eval()
     rows = ml100k.test._dataset[torch.arange(40)]
@@ -95,7 +95,7 @@ def test_every_position_learns(tiny):
     from recbole_adarec.storage.files import load_checkpoint
 
     overrides = {"baselines": ["GRU4Rec"], "data_path": str(tiny), "show_progress": False, "train_batch_size": 200}
-    values = resolve("tiny", [], overrides | {"epochs": 40, "learning_rate": 0.02})
+    values = resolve_user_config("tiny", [], overrides | {"epochs": 40, "learning_rate": 0.02})
     config = baseline_config(values, "GRU4Rec", every_position=True)
     data = load_data(make_config("teacher", "tiny", data_path=str(tiny)))
     train_baseline(Path("fast.pth"), config, data)
@@ -103,7 +103,7 @@ def test_every_position_learns(tiny):
 
 
 def test_models_of_sampled_negatives_get_recboles(tiny):
-    values = resolve("tiny", [], {"baselines": ["FPMC", "SASRec"], "data_path": str(tiny)})
+    values = resolve_user_config("tiny", [], {"baselines": ["FPMC", "SASRec"], "data_path": str(tiny)})
     assert baseline_config(values, "FPMC")["train_neg_sample_args"]["sample_num"] == 1
     assert baseline_config(values, "SASRec")["train_neg_sample_args"]["distribution"] == "none"
     assert get_model("FPMC").__module__.startswith("recbole.")

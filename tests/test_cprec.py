@@ -12,7 +12,8 @@ from recbole.utils import get_model, get_trainer
 
 from recbole_adarec import AdaRecError, load_student, run_adarec
 from recbole_adarec.cli import main
-from recbole_adarec.config import resolve, stage_config
+from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.model.residual_blocks import LAYER_SHARING
@@ -110,7 +111,7 @@ def test_files_hold_shared_weights_once(ml100k, tmp_path):
 
 def test_recboles_own_road_trains_a_cprec_that_learns(tiny):
     values = {**SMALL, "data_path": str(tiny), "epochs": 20}
-    config = stage_config(resolve("tiny", [], values), "cprec")
+    config = stage_config(resolve_user_config("tiny", [], values), "cprec")
     train, valid, test = data_preparation(config, create_dataset(config))
     trainer = get_trainer(config["MODEL_TYPE"], "CpRec")(config, get_model("CpRec")(config, train._dataset))
     assert type(trainer).__name__ == "CpRecTrainer" and trainer.item_loss.mode == "adaptive"

@@ -14,7 +14,7 @@ from recbole.utils import get_model, get_trainer
 
 import recbole_adarec.distillation.teacher_outputs as cache
 from recbole_adarec.cli import main
-from recbole_adarec.config import resolve
+from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.distillation.teacher_outputs import CachedTeacher
 from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.evaluation.significance import paired_difference
@@ -93,7 +93,7 @@ def test_better_random_architectures_are_held_against_the_searched_one_by_layers
             searched = Architecture(32, (("conv_3",) * 6,) * 4)
             return ArmResult({"valid": of, "test": of}, {"test": of}, [total], [layers], [900], [searched])
 
-    found = search_vs_random(Given(resolve("ml-100k", [], {}), [1], tmp_path), len(kinds) - 1)
+    found = search_vs_random(Given(resolve_user_config("ml-100k", [], {}), [1], tmp_path), len(kinds) - 1)
     names = dict(zip(list(found["arms"])[1:], list(kinds)[1:], strict=True))
     for metric in PAIRED_METRICS:
         for key, expected in (("cheaper_and_better", ["wide", "small"]), ("smaller_and_better", ["small", "deep"])):

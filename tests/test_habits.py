@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from recbole_adarec.cli import main
-from recbole_adarec.config import resolve
+from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.runs.pipeline import Run
 
 SMALL = {
@@ -54,7 +54,7 @@ def wandb(monkeypatch) -> FakeWandb:
 
 
 def test_each_stage_has_its_own_curves_and_logs_are_where_recbole_has_them(tiny, wandb):
-    values = resolve("tiny", [], {**SMALL, "data_path": str(tiny), "log_wandb": True, "wandb_project": "p"})
+    values = resolve_user_config("tiny", [], {**SMALL, "data_path": str(tiny), "log_wandb": True, "wandb_project": "p"})
     run = Run(values | {"checkpoint_dir": "kept"})
     run.train(until="search")
     name = run.folder.path.name
@@ -72,14 +72,14 @@ def test_a_run_of_the_user_goes_on(tiny, wandb):
     wandb.run = mine = type("Run", (), {"summary": {}})()
     wandb.began.append("mine")
     overrides = {**SMALL, "data_path": str(tiny), "log_wandb": True, "run_dir": "here"}
-    Run(resolve("tiny", [], overrides)).train(until="teacher")
+    Run(resolve_user_config("tiny", [], overrides)).train(until="teacher")
     assert wandb.run is mine and wandb.began == ["mine"] and "train/train_loss" in wandb.logged["mine"]
     assert not Path("log").exists(), "a run whose folder was named keeps its log there alone"
 
 
 def test_missing_wandb_is_said_before_anything_is_written(tiny, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("recbole_adarec.config.find_spec", lambda name: None)
+    monkeypatch.setattr("recbole_adarec.config.stages.find_spec", lambda name: None)
     assert main(["--dataset=tiny", f"--data_path={tiny}", "--log_wandb=True"]) == 2
     error = capsys.readouterr().err
     assert "pip install wandb" in error and error.count("\n") == 1

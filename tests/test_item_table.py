@@ -10,7 +10,7 @@ from recbole.utils import get_model, get_trainer
 from torch.nn import functional as F
 
 from recbole_adarec import AdaRecError
-from recbole_adarec.config import resolve
+from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.data.dataset import item_counts
 from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.losses.adaptive_softmax import AdaptiveSoftmaxLoss, adaptive_softmax_losses, block_scores
@@ -569,7 +569,7 @@ def test_a_limit_below_the_narrowest_rows_is_said_to_be_missed(ml100k, caplog):
 )  # fmt: skip
 def test_wrong_values_are_refused(values):
     with pytest.raises(AdaRecError, match=next(iter(values))):
-        resolve("ml-100k", [], values)
+        resolve_user_config("ml-100k", [], values)
 
 
 def test_items_are_ordered_by_the_training_part_alone(ml100k):

@@ -12,7 +12,7 @@ import torch
 
 import recbole_adarec.plugins as plugins
 from recbole_adarec import AdaRecError, load_plugins, load_student, run_adarec
-from recbole_adarec.config import resolve
+from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.distillation.layer_mapping import MAPPINGS
 from recbole_adarec.model.search_space.cost import operation_cost
 from recbole_adarec.model.search_space.operations import OPERATIONS, check_operations
@@ -86,7 +86,9 @@ def test_workers_load_plugins_too(mine, tiny, tmp_path):
     """Two arms in two processes that are started anew."""
     architecture = {"format": "recbole-adarec-architecture/1", "hidden_size": 8, "cells": [[["conv_7"]]]}
     small = {"data_path": str(tiny), "block_num": 1, "distilled_layers": 1, "teacher_epochs": 1, "student_epochs": 1}
-    values = resolve("tiny", [], FAST | small | {"plugins": str(mine), "architecture": architecture, "threads": 1})
+    values = resolve_user_config(
+        "tiny", [], FAST | small | {"plugins": str(mine), "architecture": architecture, "threads": 1}
+    )
     results = ArmStudy(values, [2020], tmp_path / "runs", workers=2).run([Arm("a", {}), Arm("b", {"gamma": 0.0})])
     assert [result.architectures[0].count() for result in results.values()] == [{"conv_7": 1}] * 2
 
@@ -107,18 +109,18 @@ def test_workers_load_plugins_too(mine, tiny, tmp_path):
 def test_an_error_in_a_plugin_names_file_and_line(tmp_path, code, line, words):
     (tmp_path / "bad.py").write_text(code)
     with pytest.raises(AdaRecError, match=rf"plugins: {tmp_path}/bad\.py, line {line}: .*{words}") as error:
-        resolve(None, [], {"plugins": "bad.py"})
+        resolve_user_config(None, [], {"plugins": "bad.py"})
     assert "\n" not in str(error.value)
 
 
 def test_a_plugin_that_is_not_there(tmp_path):
     with pytest.raises(AdaRecError, match=r"plugins: no file 'nowhere\.py', looked in"):
-        resolve(None, [], {"plugins": ["nowhere.py"]})
+        resolve_user_config(None, [], {"plugins": ["nowhere.py"]})
 
 
 def test_plugins_are_loaded_once_and_before_values_are_checked(mine):
     (Path("values.yaml")).write_text("operations: [conv_7]\n")
-    values = resolve(None, ["values.yaml"], {"plugins": str(mine)})
+    values = resolve_user_config(None, ["values.yaml"], {"plugins": str(mine)})
     assert values["operations"] == ["conv_7"]
     first = OPERATIONS["conv_7"]
     load_plugins([mine, mine])

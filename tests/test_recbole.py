@@ -13,7 +13,7 @@ from recbole.utils import get_model, get_trainer, init_seed
 
 import recbole_adarec
 from recbole_adarec.data.dataset import SequenceDataset
-from recbole_adarec.registry import MODELS
+from recbole_adarec.interop.registry import MODELS
 from recbole_adarec.storage.properties import model_defaults
 from recbole_adarec.trainer.collector import GatheringCollector
 

@@ -13,7 +13,9 @@ from recbole.utils import get_model, get_trainer
 import recbole_adarec.distillation.teacher_outputs as cache
 import recbole_adarec.runs.pipeline as pipeline
 from recbole_adarec import AdaRecError, load_student, run_adarec
-from recbole_adarec.config import STAGES, resolve, resolved, stage_config
+from recbole_adarec.config.resolve import full_config, resolve_user_config
+from recbole_adarec.config.schema import STAGES
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.distillation.teacher_outputs import CachedTeacher, TeacherOutputCache
 from recbole_adarec.model.search_space.architecture import Architecture
@@ -87,8 +89,8 @@ def test_validation_chooses_among_candidates_of_all_sizes(finished):
 
 def test_config_yaml_is_the_whole_configuration_and_gives_the_same_run(finished):
     folder, _ = finished
-    values = resolve(None, [str(folder / "config.yaml")], {})
-    assert resolved(values) == load_yaml(folder / "config.yaml")
+    values = resolve_user_config(None, [str(folder / "config.yaml")], {})
+    assert full_config(values) == load_yaml(folder / "config.yaml")
     assert values["seed"] == 2020 and values["search_operations"] and values["MAX_ITEM_LIST_LENGTH"] == 50
     for stage, model in STAGES.items():
         stored = torch.load(folder / f"{stage}.pth", weights_only=True)["config"]

@@ -10,7 +10,8 @@ import torch
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_adarec import run_adarec
-from recbole_adarec.config import resolve, stage_config
+from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_parameters
@@ -314,7 +315,7 @@ def test_the_log_names_what_no_student_can_afford(tiny, monkeypatch, caplog):
 
 
 def test_the_published_settings_are_one_file_away():
-    values = resolve(None, ["published.yaml"], {})
+    values = resolve_user_config(None, ["published.yaml"], {})
     search, student = stage_config(values, "search"), stage_config(values, "student")
     assert search["bilevel"] is False and search["layer_weight_floor"] == 0 and search["candidate_sizes"] is None
     assert search["alpha_learning_rate"] == 2e-5 and search["gamma"] == 0.5 and student["gamma"] == 0

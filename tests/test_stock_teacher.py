@@ -12,7 +12,8 @@ from recbole.utils import get_model
 
 from recbole_adarec import AdaRecError, TeacherAdapter, load_student, load_teacher, run_adarec, teacher_adapter
 from recbole_adarec.cli import main
-from recbole_adarec.config import make_config, resolve, resolved, stage_config
+from recbole_adarec.config.resolve import full_config, resolve_user_config
+from recbole_adarec.config.stages import make_config, stage_config
 from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.distillation.layer_mapping import DISTANCES
 from recbole_adarec.distillation.teacher_outputs import CachedTeacher, LiveTeacher
@@ -39,7 +40,7 @@ def data(tiny) -> Loaders:
 
 
 def values(tiny: Any, **others: Any) -> dict[str, Any]:
-    return resolve("tiny", [], {"data_path": str(tiny), "MAX_ITEM_LIST_LENGTH": 12, **others})
+    return resolve_user_config("tiny", [], {"data_path": str(tiny), "MAX_ITEM_LIST_LENGTH": 12, **others})
 
 
 def teacher_of(tiny: Any, data: Loaders, name: str, **others: Any) -> RecBoleTeacher:
@@ -212,7 +213,9 @@ def test_a_continued_run_gives_the_same_numbers(distilled, tmp_path):
 
 def test_config_yaml_gives_the_same_run(distilled):
     folder, _, _ = distilled
-    assert resolved(resolve(None, [str(folder / "config.yaml")], {})) == load_yaml(folder / "config.yaml")
+    assert full_config(resolve_user_config(None, [str(folder / "config.yaml")], {})) == load_yaml(
+        folder / "config.yaml"
+    )
 
 
 def test_student_and_teacher_are_asked_side_by_side(distilled, tiny, capsys):
@@ -301,11 +304,11 @@ def test_a_named_model_is_trained_and_teaches_without_layers(tiny, tmp_path):
     assert {"output", "embedding"} <= set(last) and "hidden" not in last
     config = load_yaml(tmp_path / "run" / "config.yaml")
     assert config["teacher_embedding_size"] == 8 and config["teacher_epochs"] == 1
-    assert resolved(resolve(None, [str(tmp_path / "run" / "config.yaml")], {})) == config
+    assert full_config(resolve_user_config(None, [str(tmp_path / "run" / "config.yaml")], {})) == config
 
 
 def test_our_own_name_is_the_whole_run():
-    assert resolve(None, [], {"model": "AdaRecStudent"}) == resolve(None, [], {})
+    assert resolve_user_config(None, [], {"model": "AdaRecStudent"}) == resolve_user_config(None, [], {})
 
 
 def test_a_recbole_model_alone(tiny, tmp_path, monkeypatch):

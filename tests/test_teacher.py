@@ -7,7 +7,8 @@ import torch
 from recbole.config import Config
 from recbole.utils import get_model
 
-from recbole_adarec.config import resolve, stage_config
+from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.model.stored import load_model
 from recbole_adarec.model.teachers.base import backbones
 from recbole_adarec.storage.files import load_checkpoint, save_checkpoint
@@ -25,14 +26,14 @@ def built(ml100k, backbone, **given):
 def test_a_backbone_is_trained_with_its_own_defaults_under_what_the_user_gives(backbone, monkeypatch):
     monkeypatch.setattr("sys.argv", ["test"])
     own = {**model_defaults("AdaRecTeacher"), "backbone": backbone, **backbone_defaults(backbone)}
-    ours = stage_config(resolve("ml-100k", [], {"backbone": backbone}), "teacher")
+    ours = stage_config(resolve_user_config("ml-100k", [], {"backbone": backbone}), "teacher")
     recbole = Config(model="AdaRecTeacher", dataset="ml-100k", config_dict={"backbone": backbone})
     for key in ("dropout_prob", "learning_rate", "epochs", "norm_first", "mask_ratio"):
         assert ours[key] == recbole[key] == own[key], key
     given = {"backbone": backbone, "dropout_prob": 0.07, "teacher_epochs": 5, "learning_rate": 0.1}
-    config = stage_config(resolve("ml-100k", [], given), "teacher")
+    config = stage_config(resolve_user_config("ml-100k", [], given), "teacher")
     assert (config["dropout_prob"], config["epochs"], config["learning_rate"]) == (0.07, 5, 0.1)
-    resolve("ml-100k", [f"backbone/{backbone}.yaml"] if backbone != "NextItNet" else [])  # only known keys
+    resolve_user_config("ml-100k", [f"backbone/{backbone}.yaml"] if backbone != "NextItNet" else [])  # only known keys
 
 
 def test_the_backbones_of_transformers_do_not_have_the_defaults_of_nextitnet():

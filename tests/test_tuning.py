@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from recbole_adarec.cli import main, parse_arguments
-from recbole_adarec.config import resolve
+from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.storage.properties import PROPERTIES
 from recbole_adarec.storage.yaml_files import load_yaml
 from recbole_adarec.studies.tuning import command as tuning_command
@@ -70,9 +70,9 @@ def test_lists_among_choices_stay_lists():
 
 def test_the_space_that_comes_with_it_is_one_of_the_student():
     space = read_space("tuning/student.yaml")
-    values = resolve("ml-100k", [], {})
+    values = resolve_user_config("ml-100k", [], {})
     for key, value in single_values(space):
-        resolve(None, [], values | {key: value})
+        resolve_user_config(None, [], values | {key: value})
     for params in draw(space, "random", 5, seed=0):
         for stage in ("teacher", "search"):
             assert stage_digest(values | params, stage) == stage_digest(values, stage)
@@ -118,10 +118,10 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch, capsys):
 
 
 def test_a_stage_is_shared_by_what_it_reads_and_by_nothing_else():
-    values = resolve("ml-100k", [], {})
+    values = resolve_user_config("ml-100k", [], {})
 
     def same(stage: str, **change: object) -> bool:
-        return stage_digest(resolve("ml-100k", [], change), stage) == stage_digest(values, stage)
+        return stage_digest(resolve_user_config("ml-100k", [], change), stage) == stage_digest(values, stage)
 
     for later in ({"student_gamma": 0.1}, {"student_epochs": 3}, {"init_from_supernet": True}, {"latency_repeats": 5}):
         assert same("teacher", **later) and same("search", **later)
@@ -169,7 +169,7 @@ def test_a_study_goes_on_after_a_failure_and_after_a_kill(tiny, monkeypatch, cap
     assert len(shared) == 2, "one teacher and one search for both"
     best = load_yaml(Path("tuning/tiny/best.yaml"))
     assert best["student_gamma"] == found[0]["params"]["student_gamma"] and best["teacher_epochs"] == 1
-    assert resolve(None, ["tuning/tiny/best.yaml"], {})["student_epochs"] == 2
+    assert resolve_user_config(None, ["tuning/tiny/best.yaml"], {})["student_epochs"] == 2
     stored = yaml.safe_load((Path("tuning/tiny") / found[0]["run_dir"] / "config.yaml").read_text())
     assert {key: stored[key] for key in best} == best
 
@@ -231,7 +231,7 @@ def test_ray_runs_trials_side_by_side_and_repeats_none(tiny, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")
     Path("space.params").write_text("student_gamma choice [0.0,0.5]\ndistilled_layers choice [2,99]\n")
     files, values = parse_arguments(arguments(tiny)[1:])
-    study = TuningStudy(resolve(None, files, values), "tuning/tiny")
+    study = TuningStudy(resolve_user_config(None, files, values), "tuning/tiny")
     assert study.trial({"student_gamma": 0.0, "distilled_layers": 2})["status"] == "finished"
     first = {path: path.stat().st_mtime_ns for path in Path("tuning/tiny").rglob("*.*") if path.suffix != ".lock"}
     assert main(arguments(tiny, "--params_file=space.params", "--tool=ray", "--workers=2", "--scheduler=fifo")) == 0

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from recbole_adarec.config import resolve, stage_config
+from recbole_adarec.config.recbole_models import is_checkpoint
+from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.deployment.recommender import load_student, load_teacher
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.plugins import load_plugins
-from recbole_adarec.stock import is_checkpoint
 from recbole_adarec.storage.yaml_files import load_yaml, parse_value
 
 _SHOWN = 5  # items of a history
@@ -74,7 +75,7 @@ def _histories(run_dir: str, users: list[str], data_path: str | None) -> list[tu
     given = load_yaml(Path(run_dir) / "config.yaml") | {"plugins": None}
     if is_checkpoint(given.get("teacher")):  # the folder has all that is needed of it
         given["teacher"] = None
-    values = resolve(None, None, given if data_path is None else given | {"data_path": data_path})
+    values = resolve_user_config(None, None, given if data_path is None else given | {"data_path": data_path})
     data = load_data(stage_config(values, "student"))
     dataset, test = data.dataset, data.test._dataset
     ids = dataset.field2token_id[dataset.uid_field]

@@ -12,7 +12,8 @@ from typing import Any
 
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_adarec.config import MODELS, AdaRecConfig, make_config, stage_values
+from recbole_adarec.config.schema import MODELS
+from recbole_adarec.config.stages import AdaRecConfig, make_config, stage_values
 from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.interop.every_position import EveryPosition, EveryPositionTrainer, every_position_values

@@ -15,7 +15,10 @@ import torch
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_adarec import distributed
-from recbole_adarec.config import MODELS, STAGES, AdaRecConfig, resolved, stage_config
+from recbole_adarec.config.recbole_models import check_recorded, check_sequential, is_checkpoint
+from recbole_adarec.config.resolve import full_config
+from recbole_adarec.config.schema import MODELS, STAGES
+from recbole_adarec.config.stages import AdaRecConfig, stage_config
 from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.distillation.teacher_outputs import TeacherOutputCache
 from recbole_adarec.evaluation.per_user import user_scores
@@ -28,7 +31,6 @@ from recbole_adarec.plugins import load_plugins
 from recbole_adarec.report.page import report_html
 from recbole_adarec.report.text import report_markdown
 from recbole_adarec.runs.run_folder import RECBOLE_LOGS, RunFolder, default_folder
-from recbole_adarec.stock import check_recorded, check_sequential, is_checkpoint
 from recbole_adarec.storage.files import load_checkpoint, plain, write_bytes, write_text
 from recbole_adarec.storage.model_files import load_state, save_model
 from recbole_adarec.storage.recbole_checkpoint import read_checkpoint
@@ -93,7 +95,7 @@ class Run:
             bilevel_split(self.data.train._dataset, configs[1])
         parent = configs[0]["checkpoint_dir"]
         folder = distributed.from_first(values["run_dir"] or default_folder(values["dataset"], parent))
-        self.folder = RunFolder(folder, resolved(self.values), log=None if values["run_dir"] else RECBOLE_LOGS)
+        self.folder = RunFolder(folder, full_config(self.values), log=None if values["run_dir"] else RECBOLE_LOGS)
 
     def reuse_stage(self, stage: str, path: str | Path) -> None:
         """Take a stage's file from another run of the same values, instead of making it."""

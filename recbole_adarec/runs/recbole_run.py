@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from recbole_adarec import distributed
-from recbole_adarec.config import resolved
+from recbole_adarec.config.recbole_models import check_sequential
+from recbole_adarec.config.resolve import full_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.interop.baselines import baseline_config
@@ -17,7 +18,6 @@ from recbole_adarec.report.page import report_html
 from recbole_adarec.report.text import report_markdown
 from recbole_adarec.runs.pipeline import REPORT_FORMAT, Run
 from recbole_adarec.runs.run_folder import RECBOLE_LOGS, RunFolder, default_folder
-from recbole_adarec.stock import check_sequential
 from recbole_adarec.storage.files import plain, write_text
 
 
@@ -41,7 +41,7 @@ class RecBoleRun(Run):
         config = baseline_config(values, values["model"])
         self.data = load_data(config)
         folder = values["run_dir"] or default_folder(values["dataset"], config["checkpoint_dir"])
-        self.folder = RunFolder(folder, resolved(values), log=None if values["run_dir"] else RECBOLE_LOGS)
+        self.folder = RunFolder(folder, full_config(values), log=None if values["run_dir"] else RECBOLE_LOGS)
 
     def execute(self) -> dict[str, Any]:
         """Train the model unless it is trained, then write its report."""

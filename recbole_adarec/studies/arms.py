@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_adarec.config import STAGES
+from recbole_adarec.config.schema import STAGES
 from recbole_adarec.distillation.teacher_outputs import TeacherOutputCache
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.per_user import UserScores, user_scores

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from recbole_adarec.config import MODELS, resolve, resolved, stage_config
+from recbole_adarec.config.resolve import full_config, resolve_user_config
+from recbole_adarec.config.schema import MODELS
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.per_user import UserScores, user_scores
@@ -58,7 +60,7 @@ class Comparison:
     Parameters
     ----------
     values : dict
-        What `recbole_adarec.config.resolve.resolve_user_config` returned.
+        What `recbole_adarec.config.resolve_user_config.resolve_user_config` returned.
     folder : path-like
         ``<name>.pth`` is a model; ``run/`` is the run that makes `AdaRecTeacher` and `AdaRecStudent`.
     fast : bool
@@ -71,7 +73,7 @@ class Comparison:
         self.values, self.fast = values, fast
         self.config = stage_config(values, "teacher")
         self.data = load_data(self.config)
-        self.folder = RunFolder(folder, resolved(values))
+        self.folder = RunFolder(folder, full_config(values))
 
     def run(self, names: Sequence[str], reference: str) -> dict[str, Any]:
         """Train what is not there, evaluate, and measure all models in turn.
@@ -206,7 +208,7 @@ def run_comparison(
     models : sequence of str
         Names as in `Comparison.run`.
     config_files, overrides
-        As in `recbole_adarec.config.resolve.resolve_user_config`.
+        As in `recbole_adarec.config.resolve_user_config.resolve_user_config`.
     reference : str, optional
         The model that the others are compared with: `AdaRecStudent`, or the first one where it is missing.
     fast_baselines : bool
@@ -234,7 +236,7 @@ def run_comparison(
         if key in overrides:
             raise AdaRecError(f"compare: leave out {key}; it trains in one process, into the folder --output=")
     alone = [name for name in names if name not in STAGE_OF]
-    values = resolve(None, config_files, overrides | {"baselines": alone})
+    values = resolve_user_config(None, config_files, overrides | {"baselines": alone})
     folder = Path(output) / values["dataset"]
     found: dict[str, Any] = plain(Comparison(values, folder, fast_baselines).run(names, reference))
     writers: dict[str, Callable[[Mapping[str, Any]], str]] = {

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from recbole_adarec.config import MODELS, stage_config
+from recbole_adarec.config.schema import MODELS
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.model.residual_blocks import LAYER_SHARING

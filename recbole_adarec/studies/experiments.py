@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from recbole_adarec.config import resolve, stage_config
+from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.distillation.layer_mapping import MAPPINGS
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.significance import paired_difference
@@ -201,7 +202,7 @@ def run_experiment(
     name : str
         One of `EXPERIMENTS`.
     config_files, overrides
-        As in `recbole_adarec.config.resolve.resolve_user_config`.
+        As in `recbole_adarec.config.resolve_user_config.resolve_user_config`.
     scenes : sequence of str
         Datasets of ``transfer``.
     seeds : sequence of int
@@ -237,7 +238,7 @@ def run_experiment(
     folder = Path(output or "experiments")
 
     def study(dataset: str | None) -> ArmStudy:
-        values = resolve(dataset, config_files, overrides)
+        values = resolve_user_config(dataset, config_files, overrides)
         return ArmStudy(values, seeds, folder / values["dataset"] / "runs", workers)
 
     found: dict[str, Any] = {"format": EXPERIMENT_FORMAT, "experiment": name, "seeds": list(seeds)}

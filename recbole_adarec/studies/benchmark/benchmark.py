@@ -17,7 +17,8 @@ import torch
 from recbole.utils import get_model, get_trainer, init_seed
 from tqdm import tqdm
 
-from recbole_adarec.config import make_config, resolve, stage_config, stage_values
+from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.stages import make_config, stage_config, stage_values
 from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.data.windows import Windows
 from recbole_adarec.errors import AdaRecError
@@ -74,7 +75,7 @@ class Benchmark:
     Parameters
     ----------
     config_files, overrides
-        As in `recbole_adarec.config.resolve.resolve_user_config`.
+        As in `recbole_adarec.config.resolve_user_config.resolve_user_config`.
     sizes : Sizes
         How much is measured.
     folder : path-like
@@ -84,7 +85,7 @@ class Benchmark:
     def __init__(self, config_files: list[str], overrides: dict[str, Any], sizes: Sizes, folder: str | Path) -> None:
         self.files, self.sizes, self.folder = config_files, sizes, Path(folder)
         self.overrides = overrides | {"checkpoint_dir": str(folder)}
-        self.values = resolve(None, config_files, self.overrides)
+        self.values = resolve_user_config(None, config_files, self.overrides)
         self.config = stage_config(self.values, "teacher")
         if self.values["threads"]:
             torch.set_num_threads(self.values["threads"])
@@ -178,7 +179,7 @@ class Benchmark:
         return {**self._search_step(path), "epoch": self._search_epoch(path)}
 
     def _search_step(self, teacher_path: str) -> Measured:
-        values = resolve(None, self.files, {"search_hidden_size": 32, "nodes": 3} | self.overrides)
+        values = resolve_user_config(None, self.files, {"search_hidden_size": 32, "nodes": 3} | self.overrides)
         length = self.config["MAX_ITEM_LIST_LENGTH"]
         extra = {"teacher_path": teacher_path, "alpha_warmup": 0, "train_batch_size": _WINDOWS * length}
         config = stage_config(values, "search", **extra)
@@ -283,7 +284,7 @@ class Benchmark:
         table.to_csv(folder / name / f"{name}.inter", sep="\t", index=False)
         fields = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
         own = {"dataset": name, "data_path": str(folder), "load_col": {"inter": list(fields.values())}, **fields}
-        values = resolve(None, self.files, self.overrides | own)
+        values = resolve_user_config(None, self.files, self.overrides | own)
         del table
         release_memory()
         with PeakMemory() as peak:

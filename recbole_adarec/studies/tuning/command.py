@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections import Counter
-from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
-from recbole_adarec.config import resolve, stage_config
+from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.studies.tuning.hyperopt_backend import HYPEROPT_VERSION, ContinuedTuning
 from recbole_adarec.studies.tuning.ray_backend import run_ray
@@ -27,22 +24,6 @@ from recbole_adarec.studies.tuning.trials import OnRecord, TuningStudy, params_d
 TOOLS = ("hyperopt", "ray")
 ALGOS = ("exhaustive", "random", "bayes")
 SCHEDULERS = ("asha", "fifo")
-
-
-def study_markdown(found: Mapping[str, Any]) -> str:
-    """A study as Markdown."""
-    counts = Counter(record["status"] for record in found["trials"])
-    rows = [
-        {found["metric"]: "–" if record["score"] is None else f"{record['score']:.4f}", "status": record["status"]}
-        | {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in record["params"].items()}
-        | {"run": record["run_dir"], "error": record.get("error", "")}
-        for record in found["trials"]
-    ]
-    table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
-    return (
-        f"# Tuning on {found['dataset']}\n\n{found['metric']} of the student on validation data; {counts['finished']} "
-        f"trials finished, {counts['stopped']} stopped early, {counts['failed']} failed.\n\n{table}\n"
-    )
 
 
 def run_tuning(
@@ -65,7 +46,7 @@ def run_tuning(
     Parameters
     ----------
     config_files, overrides
-        As in `recbole_adarec.config.resolve.resolve_user_config`: what all trials have in common.
+        As in `recbole_adarec.config.resolve_user_config.resolve_user_config`: what all trials have in common.
     params_file : str
         The space, as `read_space` reads it.
     tool : str
@@ -117,9 +98,9 @@ def run_tuning(
         raise AdaRecError(f"tune: exhaustive takes choices alone, {params_file} has others; random draws from all")
     if algo == "bayes" and tool == "ray":
         raise AdaRecError("tune: bayes is hyperopt's, one trial after the other; ray takes random and exhaustive")
-    values = resolve(None, config_files, overrides)
+    values = resolve_user_config(None, config_files, overrides)
     for key, value in single_values(space):
-        resolve(None, [], values | {key: value})
+        resolve_user_config(None, [], values | {key: value})
     _check_installed(tool)
     study = TuningStudy(values, Path(output) / values["dataset"])
     if tool == "hyperopt":

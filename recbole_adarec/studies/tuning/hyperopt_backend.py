@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from recbole.trainer.hyper_tuning import HyperTuning
 
-from recbole_adarec.config import stage_config
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.studies.tuning.space import Params, Space, as_params
 from recbole_adarec.studies.tuning.trials import OnRecord, TuningStudy
 

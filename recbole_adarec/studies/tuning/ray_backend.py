@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from recbole_adarec.config import stage_config
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.studies.tuning.space import Params
 from recbole_adarec.studies.tuning.trials import OnRecord, TuningStudy
 

@@ -9,6 +9,7 @@ import json
 import os
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,16 @@ from typing import Any
 
 import yaml
 from recbole.utils import argument_list
+from tabulate import tabulate
 
-from recbole_adarec.config import STAGES, resolve, stage_config
+from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.schema import STAGES
+from recbole_adarec.config.stages import stage_config
 from recbole_adarec.runs.pipeline import Run
 from recbole_adarec.runs.run_folder import check_same, is_free
 from recbole_adarec.storage.files import plain, write_bytes, write_text
 from recbole_adarec.storage.properties import model_defaults, run_defaults
 from recbole_adarec.storage.yaml_files import load_yaml
-from recbole_adarec.studies.tuning.command import study_markdown
 from recbole_adarec.studies.tuning.space import Params
 
 STUDY_FORMAT = "recbole-adarec-study/1"
@@ -42,7 +45,7 @@ class TuningStudy:
     Parameters
     ----------
     values : dict
-        What `recbole_adarec.config.resolve.resolve_user_config` returned: what all trials have in common.
+        What `recbole_adarec.config.resolve_user_config.resolve_user_config` returned: what all trials have in common.
     folder : path-like
         Where all is written. Of several machines all must see it.
     """
@@ -100,7 +103,7 @@ class TuningStudy:
             return record
         start = time.perf_counter()
         try:
-            run = Run(resolve(None, [], self.values | params | {"run_dir": str(self.path(params))} | extra))
+            run = Run(resolve_user_config(None, [], self.values | params | {"run_dir": str(self.path(params))} | extra))
             if after_epoch is not None:
                 run.after_epoch = lambda stage, _, score: after_epoch(score) if stage == "student" else None
             for stage in SHARED if run.architecture is None else SHARED[:1]:
@@ -173,6 +176,22 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def study_markdown(found: Mapping[str, Any]) -> str:
+    """A study as Markdown."""
+    counts = Counter(record["status"] for record in found["trials"])
+    rows = [
+        {found["metric"]: "–" if record["score"] is None else f"{record['score']:.4f}", "status": record["status"]}
+        | {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in record["params"].items()}
+        | {"run": record["run_dir"], "error": record.get("error", "")}
+        for record in found["trials"]
+    ]
+    table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+    return (
+        f"# Tuning on {found['dataset']}\n\n{found['metric']} of the student on validation data; {counts['finished']} "
+        f"trials finished, {counts['stopped']} stopped early, {counts['failed']} failed.\n\n{table}\n"
+    )
+
+
 def objective_function(
     config_dict: dict[str, Any] | None = None, config_file_list: list[str] | None = None, saved: bool = True
 ) -> dict[str, Any]:
@@ -185,7 +204,7 @@ def objective_function(
     saved : bool
         As RecBole's objective has it; a run is always kept.
     """
-    values = resolve(None, config_file_list, config_dict)
+    values = resolve_user_config(None, config_file_list, config_dict)
     config, student = stage_config(values, "student"), Run(values).train()["student"]
     return {
         "model": config["model"],

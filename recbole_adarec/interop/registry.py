@@ -15,8 +15,8 @@ import recbole.data.dataset
 import recbole.trainer
 from recbole.config import Config
 
-from recbole_adarec import compat
 from recbole_adarec.data.dataset import SequenceDataset
+from recbole_adarec.interop import patches
 from recbole_adarec.model import cprec, student, supernet
 from recbole_adarec.model.teachers import backbones
 from recbole_adarec.storage.properties import backbone_defaults, model_defaults
@@ -37,7 +37,7 @@ def register() -> None:
 
     Called when the package is imported; calling it again changes nothing.
     """
-    compat.apply()
+    patches.apply()
     for name, (module, trainer) in MODELS.items():
         sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = module
         setattr(recbole.trainer, f"{name}Trainer", trainer)

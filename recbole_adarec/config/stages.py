@@ -16,6 +16,7 @@ from recbole.config import Config
 from recbole.utils import argument_list
 
 from recbole_adarec import distributed
+from recbole_adarec.config.recbole_models import data_of_teacher, is_checkpoint, stock_keys, stock_settings
 from recbole_adarec.distillation.layer_mapping import DISTANCES, MAPPINGS
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.losses.full_softmax import ITEM_LOSSES
@@ -25,7 +26,6 @@ from recbole_adarec.model.search_space.cost import COSTS
 from recbole_adarec.model.search_space.operations import check_operations
 from recbole_adarec.model.teachers.base import backbones
 from recbole_adarec.plugins import load_plugins
-from recbole_adarec.stock import data_of_teacher, is_checkpoint, stock_keys, stock_settings
 from recbole_adarec.storage.properties import find_file, model_defaults, run_defaults
 from recbole_adarec.storage.yaml_files import Loader, load_yaml
 

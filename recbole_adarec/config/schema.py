@@ -1,0 +1,4 @@
+"""Temporary."""
+
+STAGES = {"teacher": "AdaRecTeacher", "search": "AdaRecSupernet", "student": "AdaRecStudent"}
+MODELS = {**STAGES, "cprec": "CpRec"}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.runs.pipeline import Run
 from recbole_adarec.runs.recbole_run import RecBoleRun
 
@@ -50,6 +51,7 @@ def run_adarec(
     return make_run(resolve_user_config(dataset, config_file_list, overrides)).execute()
 
 
-def make_run(values: dict[str, Any]) -> Run:
-    """The run that resolved values ask for: a distillation, or a stock model alone."""
-    return RecBoleRun(values) if values["model"] else Run(values)
+def make_run(values: dict[str, Any]) -> Run | RecBoleRun:
+    """The run of resolved values: a distillation, or a RecBole model alone."""
+    config = RunConfig(values)
+    return RecBoleRun(config) if values["model"] else Run(config)

@@ -11,10 +11,10 @@ from recbole.utils import get_model
 from scipy import stats
 
 from recbole_adarec.cli import main
+from recbole_adarec.config.baselines import baseline_config
 from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.evaluation.significance import paired_tests
-from recbole_adarec.interop.baselines import baseline_config
 from recbole_adarec.interop.every_position import EVERY_POSITION_MODELS, EveryPosition
 from tests.conftest import make_config
 

@@ -13,6 +13,7 @@ import pytest
 
 from recbole_adarec.cli import main
 from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.runs.pipeline import Run
 
 SMALL = {
@@ -55,7 +56,7 @@ def wandb(monkeypatch) -> FakeWandb:
 
 def test_each_stage_has_its_own_curves_and_logs_are_where_recbole_has_them(tiny, wandb):
     values = resolve_user_config("tiny", [], {**SMALL, "data_path": str(tiny), "log_wandb": True, "wandb_project": "p"})
-    run = Run(values | {"checkpoint_dir": "kept"})
+    run = Run(RunConfig(values | {"checkpoint_dir": "kept"}))
     run.train(until="search")
     name = run.folder.path.name
     assert run.folder.path.parent == Path("kept") and name.startswith("tiny-")
@@ -72,7 +73,7 @@ def test_a_run_of_the_user_goes_on(tiny, wandb):
     wandb.run = mine = type("Run", (), {"summary": {}})()
     wandb.began.append("mine")
     overrides = {**SMALL, "data_path": str(tiny), "log_wandb": True, "run_dir": "here"}
-    Run(resolve_user_config("tiny", [], overrides)).train(until="teacher")
+    Run(RunConfig(resolve_user_config("tiny", [], overrides))).train(until="teacher")
     assert wandb.run is mine and wandb.began == ["mine"] and "train/train_loss" in wandb.logged["mine"]
     assert not Path("log").exists(), "a run whose folder was named keeps its log there alone"
 

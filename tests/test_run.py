@@ -103,7 +103,7 @@ def test_config_yaml_is_the_whole_configuration_and_gives_the_same_run(finished)
 def test_a_finished_stage_is_never_repeated(finished, tiny, monkeypatch):
     folder, report = finished
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pth")}
-    monkeypatch.setattr(pipeline, "get_trainer", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("recbole_adarec.runs.stages.get_trainer", lambda *_: pytest.fail("trained again"))
     again = run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=folder)
     assert before == {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pth")}
     assert [m["test"] for m in again["models"]] == [m["test"] for m in report["models"]]
@@ -136,7 +136,7 @@ def test_a_continued_run_gives_the_numbers_of_an_unbroken_one(finished, tiny, tm
 
 def test_a_killed_choice_goes_on_with_the_candidate_that_was_under_way(finished, tiny, tmp_path, monkeypatch):
     values, broken, tried = {**FAST, "data_path": str(tiny)}, tmp_path / "broken", []
-    whole = pipeline.Run._try
+    whole = pipeline.Run._train_candidate
 
     def killed(self, candidate, epochs):
         tried.append((candidate, epochs))
@@ -144,7 +144,7 @@ def test_a_killed_choice_goes_on_with_the_candidate_that_was_under_way(finished,
             raise KeyboardInterrupt
         return whole(self, candidate, epochs)
 
-    monkeypatch.setattr(pipeline.Run, "_try", killed)
+    monkeypatch.setattr(pipeline.Run, "_train_candidate", killed)
     with pytest.raises(KeyboardInterrupt):
         run_adarec("tiny", config_dict=values, run_dir=broken)
     run_adarec("tiny", config_dict=values, run_dir=broken)
@@ -163,7 +163,7 @@ def test_where_an_epoch_has_many_targets_candidates_take_fewer(tiny, tmp_path, m
     monkeypatch.setattr(pipeline.Run, "_trainer", seen)
     values = {**FAST, "data_path": str(tiny), "candidates": 1, "candidate_epochs": 4, "finalist_epochs": 6}
     for targets, expected in ((10**6, [4, 4, 6, 6, 2]), (1, [1, 1, 1, 1, 2])):  # the last is the student
-        monkeypatch.setattr(pipeline, "_CHOICE_TARGETS", targets)
+        monkeypatch.setattr("recbole_adarec.runs.choice._FULL_EPOCH_TARGETS", targets)
         run_adarec("tiny", config_dict=values, run_dir=tmp_path / str(targets))
         assert tried == expected
         tried.clear()
@@ -269,7 +269,7 @@ def test_stock_models_train_evaluate_and_reload(tiny, tmp_path, monkeypatch):
     for name in ("SASRec", "GRU4Rec"):
         content = torch.load(tmp_path / "run" / f"baseline-{name}.pth", weights_only=True)
         assert content["state_dict"]
-    monkeypatch.setattr(pipeline, "get_trainer", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("recbole_adarec.runs.stages.get_trainer", lambda *_: pytest.fail("trained again"))
     again = run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
     assert [m["test"] for m in again["models"]] == [m["test"] for m in report["models"]]
 

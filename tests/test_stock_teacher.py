@@ -319,7 +319,7 @@ def test_a_recbole_model_alone(tiny, tmp_path, monkeypatch):
     assert model["parameters"]["item_table"] == 21 * 8
     assert "STAMP on tiny" in (tmp_path / "run" / "report.md").read_text()
     config = str(tmp_path / "run" / "config.yaml")
-    monkeypatch.setattr("recbole_adarec.runs.pipeline.get_trainer", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("recbole_adarec.interop.baselines.get_trainer", lambda *_: pytest.fail("trained again"))
     again = run_adarec(config_file_list=[config], config_dict={"data_path": str(tiny)}, run_dir=tmp_path / "run")
     assert again["models"][0]["test"] == model["test"]
     with pytest.raises(AdaRecError, match="embedding_size is 8 there and 4 now"):

@@ -200,13 +200,13 @@ class TeacherOutputCache:
             temperature = None
         key = (distance, temperature, student_table.starts if isinstance(student_table, AdaptiveItemTable) else None)
         if self._kept is None or self._kept[0] != key:
-            self.forget()  # both at once might need twice the memory
+            self.clear()  # both at once might need twice the memory
             needed += 0 if temperature is None else of_softmax
             what = "outputs" if temperature is None else "outputs and softmax"
             getLogger().info(f"teacher {what} are kept in memory: {needed:.0f} MB")
             self._kept = key, CachedTeacher(live, dataset, temperature, student_table=student_table)
         return self._kept[1]
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Free the memory."""
         self._kept = None

@@ -40,6 +40,13 @@ def count_macs(model: Any, interaction: Any) -> int:
     return counted_macs(lambda: model.full_sort_predict(interaction))
 
 
+def timing_rows(dataset: Any, device: torch.device | str) -> tuple[Any, Any]:
+    """Rows of an evaluation dataset for `measure_speed`, 256 at most, and the one of them with the longest history,
+    for `count_macs`."""
+    rows = dataset[torch.arange(min(len(dataset), 256))].to(device)
+    return rows, rows[rows[dataset.item_list_length_field].argmax().reshape(1)]
+
+
 @torch.inference_mode()  # as `Recommender.recommend` serves: students take a fifth less than with no_grad
 def measure_speed(
     models: Mapping[str, Any], interaction: Any, repeats: int = 200, batch: int = 256

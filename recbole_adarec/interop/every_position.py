@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from recbole.utils import get_model
 from torch import Tensor, nn
 
 from recbole_adarec.model.base import Encoding, SequenceRecommender
 from recbole_adarec.model.item_table.full import FullItemTable
-from recbole_adarec.storage.properties import model_defaults
+from recbole_adarec.model.registry import get_model
 from recbole_adarec.trainer.teacher import AdaRecTeacherTrainer
 
 States = Callable[[Any, Tensor], Tensor]
@@ -84,10 +83,3 @@ class EveryPositionTrainer(AdaRecTeacherTrainer):
 
     def _as_good_as_the_best(self, score: float, rows: int) -> bool:
         return False  # the best epoch and no later one, as RecBole chooses
-
-
-def every_position_values() -> dict[str, Any]:
-    """Keys of our training that RecBole's models do not have; items of the history are ranked as RecBole ranks them."""
-    ours = model_defaults("AdaRecTeacher")
-    kept = {key: ours[key] for key in ours if key.startswith(("item_", "sampled_"))}
-    return kept | {"item_table_rate": 1.0, "repeat_bias": 0.0}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.registry import get_model
 from recbole_adarec.storage.model_files import StoredConfig, load_state
 
 
@@ -23,8 +24,6 @@ class _StoredDataset:
 
 def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> Any:
     """The model of a loaded model file, in evaluation mode."""
-    from recbole.utils import get_model
-
     config = {"item_codes": 0, "item_levels": 2, **content["config"], "device": torch.device(device)}
     dataset = _StoredDataset(content["n_items"], content.get("n_users"))
     try:

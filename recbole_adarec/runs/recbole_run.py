@@ -1,61 +1,57 @@
-"""A RecBole model alone in a run folder: trained as RecBole trains it, and reported as ours are."""
+"""A run of one RecBole model: trained as RecBole trains it, and reported as ours are."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
-
-import torch
 
 from recbole_adarec import distributed
 from recbole_adarec.config.recbole_models import check_sequential
-from recbole_adarec.config.resolve import full_config
+from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.interop.baselines import baseline_config
-from recbole_adarec.plugins import load_plugins
-from recbole_adarec.report.page import report_html
-from recbole_adarec.report.text import report_markdown
-from recbole_adarec.runs.pipeline import REPORT_FORMAT, Run
+from recbole_adarec.runs.recbole_models import trained_baseline
 from recbole_adarec.runs.run_folder import RECBOLE_LOGS, RunFolder, default_folder
-from recbole_adarec.storage.files import plain, write_text
+from recbole_adarec.runs.summary import REPORT_FORMAT, model_rows, stage_rows, write_report
 
 
-class RecBoleRun(Run):
+class RecBoleRun:
     """The run of ``model``; nothing is distilled in it.
 
     Parameters
     ----------
-    values : dict
-        What `recbole_adarec.config.resolve.resolve_user_config` returned.
+    config : RunConfig
+        Its ``model`` names a sequential model of RecBole.
+
+    Raises
+    ------
+    AdaRecError
+        For a model that RecBole does not have, or several processes.
     """
 
-    def __init__(self, values: dict[str, Any]) -> None:
-        if values["threads"]:
-            torch.set_num_threads(values["threads"])
+    def __init__(self, config: RunConfig) -> None:
+        self.config, values = config, config.values
+        self.name: str = values["model"]
         if distributed.world_size() > 1:
-            raise AdaRecError(f"model: RecBole's {values['model']} is trained in one process; leave nproc out")
-        load_plugins(values["plugins"])
-        check_sequential(values["model"], "model")
-        self.values = values
-        config = baseline_config(values, values["model"])
-        self.data = load_data(config)
-        folder = values["run_dir"] or default_folder(values["dataset"], config["checkpoint_dir"])
-        self.folder = RunFolder(folder, full_config(values), log=None if values["run_dir"] else RECBOLE_LOGS)
+            raise AdaRecError(f"model: RecBole's {self.name} is trained in one process; leave nproc out")
+        check_sequential(self.name, "model")
+        model_config = config.baseline(self.name)
+        self.data = load_data(model_config)
+        folder = values["run_dir"] or default_folder(values["dataset"], model_config["checkpoint_dir"])
+        self.folder = RunFolder(folder, config.full(), log=None if values["run_dir"] else RECBOLE_LOGS)
 
     def execute(self) -> dict[str, Any]:
-        """Train the model unless it is trained, then write its report."""
-        name = self.values["model"]
+        """The report; the model is trained first, unless it is trained already."""
         with self.folder.recording():
-            model, content = self._baseline(name)
+            model, content = trained_baseline(self.config, self.data, self.folder, self.name)
+            values = self.config.values
             report = {
                 "format": REPORT_FORMAT,
-                "dataset": self.values["dataset"],
+                "dataset": values["dataset"],
                 "seed": content["config"]["seed"],
-                "stages": {name: {"seconds": round(content["seconds"], 2), "epochs": content["epochs"]}},
-                "models": self._measured({name: model}, {}, {name: content}),
+                "stages": stage_rows({self.name: content}),
+                "models": model_rows(
+                    {self.name: model}, {}, {self.name: content}, self.data, values["latency_repeats"]
+                ),
             }
-            write_text(self.folder / "report.json", json.dumps(plain(report), indent=1) + "\n")
-            write_text(self.folder / "report.md", report_markdown(report, {}))
-            write_text(self.folder / "report.html", report_html(report, {}, []))
+            write_report(self.folder, report)
         return report

@@ -4,39 +4,48 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from recbole.utils import get_model
-
 from recbole_adarec import distributed
-from recbole_adarec.data.loading import load_data
-from recbole_adarec.runs.pipeline import Run
+from recbole_adarec.config.run_config import RunConfig
+from recbole_adarec.data.loading import Loaders, load_data
+from recbole_adarec.model.registry import get_model
 from recbole_adarec.runs.run_folder import RunFolder
+from recbole_adarec.runs.stages import build_trainer, run_stage, train_model
 from recbole_adarec.storage.properties import model_defaults
 
 
-class ModelRun(Run):
-    """A run of one model by itself: ``teacher`` or ``cprec``.
+class ModelRun:
+    """A run of one model by itself.
 
     Parameters
     ----------
-    values : dict
-        What `recbole_adarec.config.resolve.resolve_user_config` returned, with a ``run_dir``.
+    config : RunConfig
+        With a ``run_dir``.
     stage : str
-        A key of `recbole_adarec.config.schema.MODELS`.
+        ``teacher`` or ``cprec``.
     """
 
-    def __init__(self, values: dict[str, Any], stage: str) -> None:
-        if values["threads"]:
-            torch.set_num_threads(values["threads"])
-        self.values, self.stage, self.architecture = values, stage, None
-        config = self.config(stage)
-        distributed.start(config["device"])
-        self.data = load_data(config)
-        get_model(config["model"])(config, self.data.train._dataset)  # what it refuses is refused before all else
-        defaults = set(model_defaults(config["model"])) - {"train_neg_sample_args"}
-        self.folder = RunFolder(values["run_dir"], values | {f"{stage}_{key}": config[key] for key in defaults})
+    def __init__(self, config: RunConfig, stage: str) -> None:
+        self.config, self.stage = config, stage
+        stage_config = config.stage(stage)
+        distributed.start(stage_config["device"])
+        self.data = load_data(stage_config)
+        # What the model refuses is refused before anything is written.
+        get_model(stage_config["model"])(stage_config, self.data.train._dataset)
+        keys = set(model_defaults(stage_config["model"])) - {"train_neg_sample_args"}
+        own = {f"{stage}_{key}": stage_config[key] for key in keys}
+        self.folder = RunFolder(config.values["run_dir"], config.values | own)
 
-    def finish(self) -> dict[str, Any]:
-        """Train the model unless it is there; what its file holds."""
+    def execute(self) -> dict[str, Any]:
+        """The content of the model's file; it is trained first, unless it is trained already."""
+
+        def train(config: Any, data: Loaders) -> tuple[Any, dict[str, Any]]:
+            return train_model(build_trainer(config, data, self.folder), data)
+
         with self.folder.recording():
-            return self._stage(self.stage, self._train)
+            return run_stage(self.folder, self.stage, lambda: self._stage_config(), self.data, train)
+
+    def _stage_config(self) -> Any:
+        extra: dict[str, Any] = {"checkpoint_dir": str(self.folder.path)}
+        if self.stage != "teacher":
+            extra["teacher_path"] = str(self.folder / "teacher.pth")
+        return self.config.stage(self.stage, **extra)

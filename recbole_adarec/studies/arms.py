@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.config.schema import STAGES
 from recbole_adarec.distillation.teacher_outputs import TeacherOutputCache
 from recbole_adarec.errors import AdaRecError
@@ -132,7 +133,7 @@ class ArmStudy:
         known = files["teacher"].with_name("users.pth") if "teacher" in files else None
         if architecture := files.pop("architecture", None):
             values = values | {"architecture": str(architecture.with_suffix(".yaml"))}
-        run = Run(values)
+        run = Run(RunConfig(values))
         for stage, path in files.items():
             run.reuse_stage(stage, path)
         if "teacher" in files:
@@ -143,7 +144,7 @@ class ArmStudy:
             if name == "teacher" and known is not None and known.is_file():  # the same file, on the same users
                 content[name] = load_checkpoint(known, expected=USERS_FORMAT)[name]
                 continue
-            config = run.config(name)
+            config = run.config.stage(name)
             model = load_model(run.folder / f"{name}.pth", config["device"], expected=STAGES[name])
             found: dict[str, UserScores] = {
                 "valid": user_scores(model, run.data.valid), "test": user_scores(model, run.data.test),

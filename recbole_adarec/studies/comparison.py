@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from recbole_adarec.config.baselines import baseline_config
 from recbole_adarec.config.resolve import full_config, resolve_user_config
+from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.config.schema import MODELS
 from recbole_adarec.config.stages import stage_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.per_user import UserScores, user_scores
-from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed
+from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed, timing_rows
 from recbole_adarec.evaluation.significance import paired_difference, paired_tests
-from recbole_adarec.interop.baselines import baseline_config, build_baseline, train_baseline
+from recbole_adarec.interop.baselines import build_baseline, train_baseline
 from recbole_adarec.interop.every_position import EVERY_POSITION_MODELS
 from recbole_adarec.model.stored import build_model
 from recbole_adarec.runs.pipeline import Run
@@ -100,9 +102,7 @@ class Comparison:
             name: {"valid": user_scores(of.model, self.data.valid, k), "test": user_scores(of.model, self.data.test, k)}
             for name, of in entries.items()
         }
-        rows = self.data.test._dataset
-        rows = rows[torch.arange(min(len(rows), 256))].to(self.config["device"])
-        longest = rows[rows[self.data.test._dataset.item_list_length_field].argmax().reshape(1)]
+        rows, longest = timing_rows(self.data.test._dataset, self.config["device"])
         models = {name: entry.model for name, entry in entries.items()}
         speed = measure_speed(models, rows, self.values["latency_repeats"])
         return {
@@ -148,7 +148,7 @@ class Comparison:
         """The models of a run of the pipeline, which stops after the teacher where no student is asked for."""
         if not names:
             return {}
-        run = Run(self.values | {"baselines": [], "run_dir": str(self.folder / "run")})
+        run = Run(RunConfig(self.values | {"baselines": [], "run_dir": str(self.folder / "run")}))
         contents = run.train(until="student" if "AdaRecStudent" in names else "teacher")
         seconds = [content["seconds"] for content in contents.values()]
         if (choice := self.folder / "run" / "candidates.json").is_file():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.config.schema import MODELS
 from recbole_adarec.config.stages import stage_config
 from recbole_adarec.evaluation.per_user import user_scores
@@ -42,9 +43,9 @@ class ModelStudy(ArmStudy):
     def complete(values: dict[str, Any], given: Sequence[tuple[str, str]] = ()) -> None:
         """Finish the run of a model and write what it does for each user beside it."""
         stage = next(stage for stage, model in MODELS.items() if model == values["model"])
-        run = ModelRun(values, stage)
-        trained = run.finish()
-        path, config = run.folder / f"{stage}.pth", run.config(stage)
+        run = ModelRun(RunConfig(values), stage)
+        trained = run.execute()
+        path, config = run.folder / f"{stage}.pth", run.config.stage(stage)
         model = load_model(path, config["device"], expected=MODELS[stage])
         found = {"valid": user_scores(model, run.data.valid), "test": user_scores(model, run.data.test)}
         save_checkpoint(

@@ -20,6 +20,7 @@ from recbole.utils import argument_list
 from tabulate import tabulate
 
 from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.config.schema import STAGES
 from recbole_adarec.config.stages import stage_config
 from recbole_adarec.runs.pipeline import Run
@@ -103,7 +104,8 @@ class TuningStudy:
             return record
         start = time.perf_counter()
         try:
-            run = Run(resolve_user_config(None, [], self.values | params | {"run_dir": str(self.path(params))} | extra))
+            values = resolve_user_config(None, [], self.values | params | {"run_dir": str(self.path(params))} | extra)
+            run = Run(RunConfig(values))
             if after_epoch is not None:
                 run.after_epoch = lambda stage, _, score: after_epoch(score) if stage == "student" else None
             for stage in SHARED if run.architecture is None else SHARED[:1]:
@@ -120,7 +122,7 @@ class TuningStudy:
 
     def _share(self, run: Run, stage: str) -> None:
         """Take a stage from a trial of the same values for it, or leave it to the others; one at a time makes it."""
-        shared = self.folder / "shared" / f"{stage}-{stage_digest(run.values, stage)}.pth"
+        shared = self.folder / "shared" / f"{stage}-{stage_digest(run.config.values, stage)}.pth"
         with _locked(shared.with_suffix(".lock")):
             if shared.is_file():
                 run.reuse_stage(stage, shared)
@@ -205,7 +207,7 @@ def objective_function(
         As RecBole's objective has it; a run is always kept.
     """
     values = resolve_user_config(None, config_file_list, config_dict)
-    config, student = stage_config(values, "student"), Run(values).train()["student"]
+    config, student = stage_config(values, "student"), Run(RunConfig(values)).train()["student"]
     return {
         "model": config["model"],
         "best_valid_score": student["valid"][config["valid_metric"].lower()],

@@ -1,0 +1,99 @@
+"""The configuration of a run: resolved once, read by its stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from recbole_adarec import distributed
+from recbole_adarec.config.baselines import baseline_config
+from recbole_adarec.config.recbole_models import check_sequential, is_checkpoint
+from recbole_adarec.config.resolve import full_config
+from recbole_adarec.config.stages import AdaRecConfig, stage_config
+from recbole_adarec.model.search_space.architecture import Architecture, as_architecture
+from recbole_adarec.plugins import load_plugins
+from recbole_adarec.storage.files import plain
+from recbole_adarec.storage.recbole_checkpoint import read_checkpoint
+
+
+class RunConfig:
+    """All that a run, or one model of it, reads of its configuration.
+
+    Plugins are loaded, the architecture's file and a trained teacher's checkpoint are read, and the names of RecBole
+    models are checked here, once; torch's threads are set. What the files held then is what the run keeps.
+
+    Parameters
+    ----------
+    values : dict
+        What `recbole_adarec.config.resolve.resolve_user_config` returned.
+
+    Attributes
+    ----------
+    values : dict
+        The same values, with the architecture as a dictionary and the number of processes.
+    architecture : Architecture or None
+        The one that is given; None where the search finds it.
+    teacher : str or None
+        A RecBole model as the teacher: its checkpoint or its name.
+
+    Raises
+    ------
+    AdaRecError
+        For a file or a name that cannot be used.
+    """
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        load_plugins(values["plugins"])  # this may be a process of its own
+        if values["threads"]:
+            torch.set_num_threads(values["threads"])
+        if distributed.world_size() > 1:  # part of the configuration: a batch is as many times larger
+            values = values | {"world_size": distributed.world_size()}
+            if not distributed.is_first():
+                values["show_progress"] = False
+        self.architecture: Architecture | None = None
+        if values["architecture"]:
+            self.architecture = as_architecture(values["architecture"])
+            values = values | {"architecture": self.architecture.to_dict()}
+        self.values = values
+        self.teacher: str | None = values["teacher"]
+        for name in values["baselines"]:
+            check_sequential(name, "baselines")
+            self.baseline(name)
+        self._teacher_values = self._values_of_recbole_teacher()
+
+    def stage(self, name: str, **extra: Any) -> AdaRecConfig:
+        """RecBole's configuration of a stage.
+
+        Parameters
+        ----------
+        name : str
+            ``teacher``, ``search``, ``student`` or ``cprec``.
+        **extra
+            Values that the run itself sets.
+        """
+        return stage_config(self.values, name, **(self._teacher_values if name == "teacher" else {}) | extra)
+
+    def baseline(self, name: str, prefix: str = "baseline", **extra: Any) -> AdaRecConfig:
+        """RecBole's configuration of a model beside the run; `prefix` is that of its own values."""
+        return baseline_config(self.values, name, prefix, **extra)
+
+    def full(self) -> dict[str, Any]:
+        """Every value that the run depends on, for config.yaml."""
+        return full_config(self.values)
+
+    @property
+    def teacher_is_trained(self) -> bool:
+        """Whether the teacher is a RecBole checkpoint."""
+        return is_checkpoint(self.teacher)
+
+    def _values_of_recbole_teacher(self) -> dict[str, Any]:
+        """What the teacher's configuration holds of a RecBole model in its place."""
+        if not self.teacher:
+            return {}
+        if self.teacher_is_trained:
+            config = read_checkpoint(self.teacher).config
+        else:
+            check_sequential(self.teacher, "teacher")
+            config = plain(self.baseline(self.teacher, "teacher").final_config_dict)
+        return {"stock": config, "backbone": f"{config['model']} (RecBole)"}  # "stock": as model files name it

@@ -1,0 +1,29 @@
+"""Models by name: those of this package first, RecBole's as the fallback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import recbole.utils
+
+from recbole_adarec.model.cprec import CpRec
+from recbole_adarec.model.student import AdaRecStudent
+from recbole_adarec.model.supernet import AdaRecSupernet
+from recbole_adarec.model.teachers.base import AdaRecTeacher
+
+MODELS: dict[str, type[Any]] = {
+    cls.__name__: cls for cls in (AdaRecTeacher, AdaRecSupernet, AdaRecStudent, CpRec)
+}  # fmt: skip
+
+
+def get_model(name: str) -> type[Any]:
+    """The model class of a name.
+
+    For a name of this package none of RecBole's models is imported, which takes seconds.
+
+    Raises
+    ------
+    ValueError
+        If RecBole has no model of that name either; as ``recbole.utils.get_model``.
+    """
+    return MODELS[name] if name in MODELS else recbole.utils.get_model(name)

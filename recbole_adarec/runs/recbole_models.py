@@ -1,0 +1,103 @@
+"""RecBole's own models in a run: baselines, and the teacher."""
+
+from __future__ import annotations
+
+from logging import getLogger
+from typing import Any
+
+from recbole_adarec import distributed
+from recbole_adarec.config.recbole_models import check_recorded
+from recbole_adarec.config.run_config import RunConfig
+from recbole_adarec.data.loading import Loaders
+from recbole_adarec.interop.baselines import train_baseline
+from recbole_adarec.model.registry import get_model
+from recbole_adarec.runs.run_folder import RunFolder
+from recbole_adarec.runs.stages import item_tokens
+from recbole_adarec.storage.files import load_checkpoint
+from recbole_adarec.storage.recbole_checkpoint import read_checkpoint
+from recbole_adarec.trainer.calibration import fit_repeat_bias, repeat_share
+from recbole_adarec.trainer.teacher import evaluate_recbole_model
+
+
+def trained_baseline(
+    config: RunConfig, data: Loaders, folder: RunFolder, name: str, prefix: str = "baseline"
+) -> tuple[Any, dict[str, Any]]:
+    """A model of RecBole and the content of its file; trained now, as RecBole trains it, unless the file is there.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's.
+    data : Loaders
+        The run's: gives the numbers of items and users.
+    folder : RunFolder
+        Where ``<prefix>-<name>.pth`` is.
+    name : str
+        RecBole's name of the model.
+    prefix : str
+        Of the keys that are for this model alone.
+    """
+    path = folder / f"{prefix}-{name}.pth"
+    model_config = config.baseline(name, prefix, checkpoint_dir=str(folder.path))
+    if not path.is_file():
+        with folder.part(name):
+            train_baseline(path, model_config)
+    content = load_checkpoint(path)
+    model = get_model(name)(model_config, data.train._dataset).to(model_config["device"]).eval()
+    model.load_state_dict(content["state_dict"])
+    return model, content
+
+
+def recbole_teacher(
+    config: RunConfig, stage_config: Any, data: Loaders, folder: RunFolder
+) -> tuple[Any, dict[str, Any]]:
+    """A model of RecBole as the teacher, read from its checkpoint or trained now, and what its model file holds.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's; its `teacher` is a checkpoint or a name.
+    stage_config : recbole.config.Config
+        Of the stage ``teacher``.
+    data : Loaders
+        The run's.
+    folder : RunFolder
+        The run's.
+
+    Raises
+    ------
+    AdaRecError
+        If the checkpoint's weights or its recorded validation result do not belong to this data.
+    """
+    model = get_model(stage_config["model"])(stage_config, data.train._dataset).to(stage_config["device"])
+    assert config.teacher is not None
+    if config.teacher_is_trained:
+        checkpoint = read_checkpoint(config.teacher)
+        weights, epochs = checkpoint.state_dict, checkpoint.epochs
+    else:
+        if distributed.is_first():
+            trained_baseline(config, data, folder, config.teacher, "teacher")
+        distributed.barrier()
+        trained = load_checkpoint(folder / f"teacher-{config.teacher}.pth")
+        weights, epochs = trained["state_dict"], trained["epochs"]
+    model.load(weights, config.teacher)
+    model.eval().check(next(iter(data.valid))[0][:32].to(stage_config["device"]))
+    model.repeat_bias.zero_()  # as RecBole ranks
+    as_recbole = results = evaluate_recbole_model(stage_config, model, data)
+    if config.teacher_is_trained:
+        getLogger().info(check_recorded(checkpoint, results["valid"]))
+    getLogger().info(model.describe())
+    if stage_config["repeat_bias"] is None:  # its student has one
+        fit_repeat_bias(model, data.valid, repeat_share(data.valid))
+    else:
+        model.repeat_bias.fill_(stage_config["repeat_bias"])
+    if model.repeat_bias:
+        results = evaluate_recbole_model(stage_config, model, data)
+    return model, {
+        **results,
+        "as_recbole": as_recbole,
+        "epochs": epochs,
+        "history": [],
+        "n_users": data.dataset.user_num,
+        "item_tokens": item_tokens(data),
+    }

@@ -1,0 +1,118 @@
+"""Stages of a run: trained once, kept in the run folder, and never repeated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import init_seed
+
+from recbole_adarec import distributed
+from recbole_adarec.config.schema import MODELS, STAGES
+from recbole_adarec.data.loading import Loaders
+from recbole_adarec.distillation.teacher_outputs import TeacherOutputCache
+from recbole_adarec.model.registry import get_model
+from recbole_adarec.runs.run_folder import RunFolder
+from recbole_adarec.storage.files import write_bytes
+from recbole_adarec.storage.model_files import load_state, save_model
+from recbole_adarec.trainer.distillation import DistillationTrainer
+from recbole_adarec.trainer.fitting import fit_and_evaluate
+from recbole_adarec.trainer.registry import get_trainer
+
+Work = Callable[[Any, Loaders], tuple[Any, dict[str, Any]]]
+
+
+def run_stage(folder: RunFolder, name: str, config: Callable[[], Any], data: Loaders, work: Work) -> dict[str, Any]:
+    """The content of a stage's model file, which is made now unless it is there.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Where ``<name>.pth`` is.
+    name : str
+        The stage.
+    config : callable
+        Gives its configuration, which may read files of the stages before it.
+    data : Loaders
+        The run's.
+    work : callable
+        From configuration and data to the model and its results.
+    """
+    path = folder / f"{name}.pth"
+    if not distributed.from_first(path.is_file()):
+        stage_config = config()
+        getLogger().info(f"{name} begins")
+        start = time.perf_counter()
+        # Every stage starts from the seed, so that a continued run gives the numbers of an unbroken one.
+        init_seed(stage_config["seed"], stage_config["reproducibility"])
+        with folder.part(name):
+            model, results = work(stage_config, data.for_stage(stage_config))
+        seconds = time.perf_counter() - start
+        if distributed.is_first():
+            save_model(path, model, stage_config, seconds=seconds, **results)
+        distributed.barrier()
+        getLogger().info(f"{name} is finished after {seconds:.1f} s")
+    return load_state(path, expected=MODELS[name])
+
+
+def reuse_stage(folder: RunFolder, name: str, path: str | Path) -> None:
+    """Copy a stage's model file from another run of the same values, unless the folder has one."""
+    if not (folder / f"{name}.pth").exists():
+        load_state(path, expected=MODELS[name])
+        write_bytes(folder / f"{name}.pth", Path(path).read_bytes())
+
+
+def build_trainer(
+    config: Any, data: Loaders, folder: RunFolder, teacher_outputs: TeacherOutputCache | None = None
+) -> Any:
+    """The trainer of a configuration, around a new model.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        Of the stage.
+    data : Loaders
+        With the stage's own training loader.
+    folder : RunFolder
+        Where it keeps its checkpoint while it trains.
+    teacher_outputs : TeacherOutputCache, optional
+        Shared by trainings under the same teacher.
+    """
+    model = get_model(config["model"])(config, data.train._dataset).to(config["device"])
+    trainer = get_trainer(config)(config, model)
+    trainer.saved_model_file = str(folder / f".{config['model']}.training.pth")
+    if isinstance(trainer, DistillationTrainer) and teacher_outputs is not None:
+        trainer.teacher_outputs = teacher_outputs
+    return trainer
+
+
+def train_model(
+    trainer: Any, data: Loaders, after_epoch: Callable[[int, float], None] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """The trained model of a trainer, and what its model file holds beside the weights.
+
+    Parameters
+    ----------
+    trainer : StageTrainer
+        What `build_trainer` returned.
+    data : Loaders
+        With the stage's own training loader.
+    after_epoch : callable, optional
+        Given the epoch, from 0, and the validation metric after each epoch that was validated.
+    """
+    config = trainer.config
+    results = fit_and_evaluate(trainer, data, config["show_progress"], after_epoch)
+    results["history"] = trainer.training_log  # "history": as model files name it
+    results["distillation"] = trainer.distillation_state()
+    results["item_tokens"] = item_tokens(data)
+    if config["model"] == STAGES["student"]:
+        results["architecture"] = trainer.model.architecture.to_dict()
+    return trainer.model, results
+
+
+def item_tokens(data: Loaders) -> list[str]:
+    """The dataset's own name of each item id; id 0 is padding."""
+    return [str(token) for token in data.dataset.field2id_token[data.dataset.iid_field]]

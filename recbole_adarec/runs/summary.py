@@ -1,0 +1,149 @@
+"""The report of a run: its figures as report.json, and as report.md and report.html for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recbole_adarec.data.loading import Loaders
+from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed, timing_rows
+from recbole_adarec.model.search_space.architecture import Architecture
+from recbole_adarec.model.search_space.cost import architecture_cost, layers_cost
+from recbole_adarec.report.page import report_html
+from recbole_adarec.report.text import report_markdown
+from recbole_adarec.runs.run_folder import RunFolder
+from recbole_adarec.storage.files import plain, write_text
+
+REPORT_FORMAT = "recbole-adarec-report/1"
+
+
+def model_rows(
+    models: Mapping[str, Any],
+    kinds: Mapping[str, str],
+    results: Mapping[str, Mapping[str, Any]],
+    data: Loaders,
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """What the report says of each model; their speeds are measured in turn.
+
+    Parameters
+    ----------
+    models : mapping of str to model
+        In evaluation mode.
+    kinds : mapping of str to str
+        What each model is, where that is not its name.
+    results : mapping
+        ``valid`` and ``test`` metrics of each model.
+    data : Loaders
+        The run's.
+    repeats : int
+        Timed requests of one sequence, for each model.
+    """
+    device = next(next(iter(models.values())).parameters()).device
+    rows, longest = timing_rows(data.test._dataset, device)
+    speed = measure_speed(models, rows, repeats)
+    return [
+        {
+            "name": name,
+            "kind": kinds.get(name, name),
+            "parameters": count_parameters(model),
+            "macs_per_sequence": count_macs(model, longest),
+            **speed[name],
+            "valid": results[name]["valid"],
+            "test": results[name]["test"],
+        }
+        for name, model in models.items()
+    ]
+
+
+def stage_rows(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Seconds and epochs of each stage, from the content of its model file."""
+    return {
+        name: {"seconds": round(content["seconds"], 2), "epochs": content["epochs"]}
+        for name, content in contents.items()
+    }
+
+
+def run_report(
+    head: Mapping[str, Any],
+    contents: Mapping[str, Mapping[str, Any]],
+    models: Sequence[Mapping[str, Any]],
+    architecture: Architecture,
+    choice: Mapping[str, Any],
+    teacher: Any,
+) -> dict[str, Any]:
+    """What report.json holds of a run.
+
+    Parameters
+    ----------
+    head : mapping
+        ``dataset`` and ``seed``.
+    contents : mapping
+        Content of the model file of each stage; ``search`` may be missing.
+    models : sequence of mapping
+        What `model_rows` returned.
+    architecture : Architecture
+        The student's.
+    choice : mapping
+        Content of candidates.json; empty without a choice.
+    teacher : AdaRecTeacher
+        The trained one.
+    """
+    searched = None
+    if "search" in contents:
+        search = contents["search"]["search"]
+        share = architecture_cost(architecture, search["cost_kind"]) / layers_cost(teacher, search["cost_kind"])
+        searched = {**search, "cost": share, "candidates": choice.get("candidates", [])}
+    stages: dict[str, dict[str, Any]] = stage_rows(contents)
+    if choice:
+        stages["choice"] = {"seconds": round(choice["seconds"], 2), "epochs": None}
+    last = contents["student"]["history"][-1]
+    return {
+        "format": REPORT_FORMAT,
+        **head,
+        "stages": stages,
+        "models": list(models),
+        "architecture": {**architecture.to_dict(), "operations": architecture.count(), "search": searched},
+        "teaching": teaching_text(teacher, contents["teacher"]),
+        "distillation": last.get("flow")
+        and {key: last[key] for key in ("student_layer_weights", "teacher_layer_weights", "flow")},
+    }
+
+
+def teaching_text(teacher: Any, content: Mapping[str, Any]) -> str | None:
+    """What a model of RecBole teaches, and its results as RecBole has them; None for our own teachers."""
+    if "as_recbole" not in content:
+        return None
+    bias, metric = float(teacher.repeat_bias), str(content["config"]["valid_metric"])
+    if bias == 0:
+        return str(teacher.describe())
+    return (
+        f"{teacher.describe()} Items of the history have {bias:+.1f} added to their scores here, as the student's "
+        f"have; as RecBole ranks them its test {metric} is {content['as_recbole']['test'][metric.lower()]:.4f}."
+    )
+
+
+def write_report(
+    folder: RunFolder,
+    report: Mapping[str, Any],
+    history: Mapping[str, Any] | None = None,
+    operations: Sequence[str] = (),
+) -> None:
+    """Write report.json, report.md and report.html into a run folder.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Where.
+    report : mapping
+        What report.json holds.
+    history : mapping, optional
+        Records of the epochs of each stage.
+    operations : sequence of str
+        Candidate operations of the search, in the order of the recorded alpha.
+    """
+    history = history or {}
+    write_text(folder / "report.json", json.dumps(plain(report), indent=1) + "\n")
+    write_text(folder / "report.md", report_markdown(report, history))
+    write_text(folder / "report.html", report_html(report, history, operations))

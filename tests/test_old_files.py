@@ -12,7 +12,7 @@ from recbole_adarec import AdaRecError, Architecture, load_student, load_teacher
 from recbole_adarec.cli import main
 from recbole_adarec.storage.recbole_checkpoint import read_checkpoint
 
-ARCHIVE = Path(__file__).parent / "data/files_of_version_0_1_0.tar.gz"
+ARCHIVE = Path(__file__).parent / "files/files_of_version_0_1_0.tar.gz"
 HISTORIES = [["1", "2", "3"], ["7"], ["20", "1", "5", "6", "7", "8"]]  # those of expected.json
 # What all of them were trained with.
 SHARED = [

@@ -119,7 +119,7 @@ def test_parts_sum_to_the_step(tiny, tmp_path, monkeypatch):
 
 def test_stopwatch_counts_nested_parts_once_and_leaves_no_trace(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(benchmark, "clock", lambda: now[0])
+    monkeypatch.setattr("recbole_adarec.studies.benchmark.instruments.clock", lambda: now[0])
 
     class Work:
         def inner(self):

@@ -54,7 +54,7 @@ def _search_table(result: Measured) -> str:
         f"A batch of {result['batch_targets']:,} targets, mean of a step of w and one of α with its own batch: "
         f"{_text(result['batch_ms'])} ms, with the stopwatch {_text(result['batch_with_stopwatch_ms'])} ms.\n"
         f"An epoch, estimated from batches: search {_text(epoch['search_s'])} s, student "
-        f"{_text(epoch['student_s'])} s, ratio {_text(epoch['ratio_quartiles'])}."
+        f"{_text(epoch['student_s'])} s, ratio {_text(epoch['ratio'])}."
     )
     return _table("Search step", "part | w-step, ms | share | α-step, ms | share", rows, note)
 
@@ -91,7 +91,7 @@ def _growth_table(cells: list[Measured]) -> str:
 def _ranking_table(result: Measured) -> str:
     rows = [[name, result[key]] for name, key in (("all items scored", "full_ms"), ("blocks left out", "bounded_ms"))]
     note = (
-        f"{result['catalog']:,} items, the same ten: {_text(result['ratio_quartiles'])} times faster, "
+        f"{result['catalog']:,} items, the same ten: {_text(result['ratio'])} times faster, "
         f"{100 * result['scored']['median']:.1f} % of the items scored."
     )
     return _table("Ten best, adaptive item table, one request", "untrained | ms", rows, note)

@@ -1,0 +1,1 @@
+"""Configuration: the schema of all keys, what a user gave, and RecBole's configuration of each stage."""

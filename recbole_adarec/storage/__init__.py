@@ -1,0 +1,1 @@
+"""Files: YAML, properties/, model files and RecBole's checkpoints."""

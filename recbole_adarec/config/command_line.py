@@ -17,7 +17,7 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.storage.yaml_files import parse_value
 
 SHORT = {"-m": "model", "-d": "dataset"}  # as RecBole's run_recbole.py has them
-_NUMBER = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
+_NUMBER = re.compile(r"-(\d|\.\d|\.?inf)", re.IGNORECASE)
 
 
 class Arguments(NamedTuple):

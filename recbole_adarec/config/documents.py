@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ _HEADS = {
     "cprec": "CpRec: NextItNet of the teacher's size, with a block-wise item table and shared layers.",
 }
 _MADE = "# Made by python -m recbole_adarec.config.schema; docs/configuration.md has all keys."
+_PLAIN = re.compile(r"\w[\w@./-]*")  # text that needs no quotes
 _COMMENT = 32  # column of the comments
 _WIDTH = 120
 _NAMES = {"run": "run", "teacher": "teacher", "search": "search", "student": "student", "cprec": "CpRec"}
@@ -40,7 +42,8 @@ def yaml_text(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {yaml_text(of)}' for key, of in value.items())}}}"
     text = str(value)
-    return json.dumps(text) if isinstance(value, str) and parse_value(text) != value else text
+    plain = not isinstance(value, str) or (_PLAIN.fullmatch(text) and parse_value(text) == text)
+    return text if plain else json.dumps(text)
 
 
 def properties_text(file: str) -> str:

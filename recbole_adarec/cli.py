@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from recbole_adarec.config.command_line import Arguments, read_value, read_values, read_words, split_arguments
+from recbole_adarec.config.key import Key
 from recbole_adarec.config.schema import KEYS, nearest_key
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.subcommands import CONTINUES, FLAGS, MATTER_MOST, SEVERAL, SUBCOMMANDS, Call, Option, Subcommand
@@ -131,14 +132,14 @@ def _call(row: Subcommand, found: Arguments, arguments: list[str]) -> Call:
             others.append((key, text))
             continue
         value = _own_value(options[key], text)
-        options[key].key.check(value, f"{row.name}: {key}")
+        _check_own(row.name, options[key].key, value)
         if key in own and own[key] != value:
             raise AdaRecError(f"--{key} is given twice, as {own[key]!r} and as {value!r}; give it once")
         own[key] = value
     if others and not row.takes_run_keys:
         raise AdaRecError(f"{row.name}: unknown key {others[0][0]!r}; known are {', '.join(options)}")
     for key in (name for name, option in options.items() if option.needed and name not in own):
-        raise AdaRecError(f"{row.name}: --{key}= is missing. {options[key].key.help}")
+        raise AdaRecError(f"{row.name}: {options[key].needed}")
     return Call(found.words, *read_values(others), own, arguments, main)
 
 
@@ -149,6 +150,12 @@ def _own_value(option: Option, text: str) -> Any:
     if option.key.each == (str,):
         return read_words(text) if option.words or text.lstrip().startswith("[") else [text]
     return read_value("", text)
+
+
+def _check_own(subcommand: str, key: Key, value: Any) -> None:
+    if key.choices and isinstance(value, str) and value not in key.choices:
+        raise AdaRecError(f"{subcommand}: unknown {key.name} {value!r}; known are {', '.join(key.choices)}")
+    key.check(value, f"{subcommand}: {key.name}")
 
 
 def _refuse_words(words: Sequence[str]) -> None:

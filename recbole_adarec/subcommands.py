@@ -32,15 +32,15 @@ class Option(NamedTuple):
         Whether blanks separate the names of its list; otherwise only a YAML list has several.
     flag : bool
         Whether it can stand without a value.
-    needed : bool
-        Whether it must be given.
+    needed : str
+        What is said if it is not given; empty if it need not be.
     """
 
     key: Key
     default: str = ""
     words: bool = False
     flag: bool = False
-    needed: bool = False
+    needed: str = ""
 
 
 class Call(NamedTuple):
@@ -202,7 +202,7 @@ def _tune(call: Call) -> int:
 
 def _recommend(call: Call) -> int:
     if ("history" in call.own) == ("users" in call.own):
-        raise AdaRecError('recommend: give --run_dir= and one of --history="50 172 181" and --users="1 2"')
+        raise AdaRecError(f"recommend: {_WHOM}")
     if not os.path.isdir(call.own["run_dir"]):
         raise AdaRecError(f"recommend: run_dir is {call.own['run_dir']!r}, and there is no such folder")
 
@@ -221,6 +221,8 @@ def _check_run_keys(call: Call, **more: Any) -> None:
 
 # ---------------------------------------------------------------------- the table of subcommands
 
+_MODELS = 'name the models, --models="SASRec GRU4Rec AdaRecStudent"'
+_WHOM = 'give --run_dir= and one of --history="50 172 181" and --users="1 2"'
 CONTINUES = "finished stages are kept, --run_dir= with the run's folder continues"
 MATTER_MOST = (
     "dataset", "data_path", "run_dir", "backbone", "teacher", "architecture", "baselines", "model", "plugins", "nproc",
@@ -291,7 +293,7 @@ SUBCOMMANDS = {
             _compare, "finished models are kept, the same command continues",
             ("--models=\"SASRec GRU4Rec AdaRecStudent\"", "--models SASRec AdaRecStudent --fast_baselines"),
             (
-                _names("models", "AdaRecStudent, AdaRecTeacher, CpRec, and RecBole's models.")._replace(needed=True),
+                _names("models", "AdaRecStudent, AdaRecTeacher, CpRec, and RecBole's models.")._replace(needed=_MODELS),
                 _text("reference", "The model with which the others are compared.", "AdaRecStudent if it is there"),
                 Option(Key("fast_baselines", (bool,), "Train causal RecBole models on every position."), "False",
                        flag=True),
@@ -325,7 +327,7 @@ SUBCOMMANDS = {
             _recommend, "nothing was written",
             ("--run_dir=saved/demo --history=\"50 172 181\" --k=5", "--run_dir=saved/demo --users=\"[1, 2]\""),
             (
-                _text("run_dir", "Folder of a finished run.")._replace(needed=True),
+                _text("run_dir", "Folder of a finished run.")._replace(needed=_WHOM),
                 _names("history", "Item tokens, oldest first; needs no dataset."),
                 _names("users", "User tokens: their histories up to the item that is held out for the test."),
                 _count("k", "How many items.", "10"),

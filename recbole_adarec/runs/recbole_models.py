@@ -6,7 +6,7 @@ from logging import getLogger
 from typing import Any
 
 from recbole_adarec import distributed
-from recbole_adarec.config.recbole_models import check_recorded
+from recbole_adarec.config.recbole_models import check_recorded_score
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import Loaders
 from recbole_adarec.interop.baselines import train_baseline
@@ -85,7 +85,7 @@ def recbole_teacher(
     model.repeat_bias.zero_()  # as RecBole ranks
     as_recbole = results = evaluate_recbole_model(stage_config, model, data)
     if config.teacher_is_trained:
-        getLogger().info(check_recorded(checkpoint, results["valid"]))
+        getLogger().info(check_recorded_score(checkpoint, results["valid"]))
     getLogger().info(model.describe())
     if stage_config["repeat_bias"] is None:  # its student has one
         fit_repeat_bias(model, data.valid, repeat_share(data.valid))

@@ -12,7 +12,7 @@ from recbole_adarec import run_adarec
 RUN_DIR = "saved/recbole-teacher"
 RECBOLE = {
     "epochs": 1, "hidden_size": 16, "inner_size": 32, "MAX_ITEM_LIST_LENGTH": 10, "train_batch_size": 4096,
-    "train_neg_sample_args": None, "item_inter_num_interval": "[200,inf)", "show_progress": False,
+    "train_neg_sample_args": None, "item_inter_num_interval": "[250,inf)", "show_progress": False,
 }  # fmt: skip
 SMALL = {
     "search_epochs": 1, "student_epochs": 1, "search_hidden_size": 8, "cells": 2, "cost_budget": 0.5, "candidates": 1,

@@ -13,6 +13,7 @@ import json
 import os
 import runpy
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,24 @@ def run_command(job: dict[str, Any]) -> None:
     if job["arguments"] is None:
         return
     words = list(job["arguments"])
-    if job["share"]:  # what gives the same run continues it
+    if job["share"]:  # what gives the same run continues it, and is not run again in the same form
         values = resolved(job["files"], job["small"])
-        values.pop("run_dir", None)
-        digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
-        folder = "saved/demo" if digest == DEMO.setdefault("digest", digest) else f"saved/{digest}"
-        words.append(f"--run_dir={folder}")
+        run = digest({key: value for key, value in values.items() if key not in ("run_dir", "baselines")})
+        words.append(f"--run_dir=saved/{'demo' if run == RUNS.setdefault('demo', run) else run}")
+        same = digest(values)
+        if same in RUNS and all("=" in word for word in words):
+            return
+        RUNS[same] = run
     code = main(words)
     assert code == 0, f"exit code {code} of {words}"
 
 
-DEMO: dict[str, str] = {}  # the first command makes saved/demo
+RUNS: dict[str, str] = {}  # the first command makes saved/demo
+
+
+def digest(values: dict[str, Any]) -> str:
+    """The same for the same values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def run_script(job: dict[str, Any]) -> None:
@@ -85,7 +93,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     printed = io.StringIO()
     sys.argv = [job["name"]]  # RecBole reads it
     os.chdir(job["folder"])
-    error = None
+    error, start = None, time.perf_counter()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
             KINDS[job["kind"]](job)
@@ -93,11 +101,12 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             error = None if end.code in (0, None) else f"exit code {end.code}"
         except BaseException:
             error = traceback.format_exc()
-    return {"error": error, "printed": printed.getvalue()[-4000:]}
+    seconds = round(time.perf_counter() - start, 2)
+    return {"error": error, "printed": printed.getvalue()[-4000:], "seconds": seconds}
 
 
 if __name__ == "__main__":
-    jobs, results = Path(sys.argv[1]), Path(sys.argv[2])
+    jobs, results = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
     found: dict[str, Any] = {}
     for each in json.loads(jobs.read_text()):
         found[each["name"]] = run(each)

@@ -9,7 +9,7 @@ from recbole_adarec import run_adarec
 
 RUN_DIR = "saved/first-run"
 SMALL = {
-    "teacher_epochs": 1, "search_epochs": 1, "student_epochs": 1, "hidden_size": 32, "block_num": 2, "cells": 2,
+    "teacher_epochs": 1, "search_epochs": 1, "student_epochs": 1, "hidden_size": 32, "block_num": 1, "cells": 2,
     "distilled_layers": 2, "cost_budget": 0.5, "candidates": 1, "candidate_sizes": None, "latency_repeats": 20,
     "show_progress": False,
     "item_inter_num_interval": "[250,inf)",  # popular films alone, to be quick

@@ -11,9 +11,9 @@ from recbole_adarec import load_student, run_adarec
 DATA, NAME, RUN_DIR = Path("data"), "mine", "saved/own-data"
 USERS, ITEMS = 200, 40
 SMALL = {
-    "teacher_epochs": 2, "search_epochs": 1, "student_epochs": 4, "hidden_size": 16, "block_num": 2, "cells": 2,
+    "teacher_epochs": 2, "search_epochs": 1, "student_epochs": 4, "hidden_size": 16, "block_num": 1, "cells": 2,
     "distilled_layers": 2, "cost_budget": 0.5, "candidates": 1, "candidate_sizes": None, "latency_repeats": 20,
-    "train_batch_size": 100, "show_progress": False,
+    "train_batch_size": 200, "show_progress": False,
 }  # fmt: skip
 
 

@@ -59,6 +59,8 @@ NOT_RUN = {
     "python run_adarec.py --plugins=operations.py --operations=[conv_9, skip, none]": "README's mine.py runs one",
     "python run_adarec.py --plugins=adapter.py --teacher=GCSAN": "README's mine.py runs the same",
     "python run_adarec.py --plugins=mapping.py --layer_mapping=first": "README's mine.py runs one",
+    "python run_adarec.py --backbone=BERT4Rec": "experiment teachers trains it",
+    "python run_adarec.py --gamma=0": "experiment ablation trains a student without distillation",
     "python run_adarec.py --item_table=adaptive --student_total_budget=0.0625": "as with an eighth, which runs",
     "python run_adarec.py experiment item-tables": "two searches; tests of CpRec run it",
     "python run_adarec.py experiment transfer --scenes=[ml-100k, ml-1m]": "two searches; tests of experiments run it",
@@ -67,7 +69,7 @@ NOT_RUN = {
 # The experiment's own keys, so that few trainings happen.
 SMALL_EXPERIMENT = {
     "search-vs-random": {"random": "1"},
-    "ablation": {"arms": "[no distillation]"},
+    "ablation": {"arms": "[single level, no distillation]"},
     "cprec": {"arms": "[CpRec]"},
 }
 COMMANDS = {" ".join(words): words for page in DOCUMENTS for words in commands(page)}

@@ -80,13 +80,13 @@ PLUGINS = {code.split()[1]: code for code in CODE.values() if code.startswith("#
 
 
 def write_dataset(folder: Path) -> None:
-    """60 users and 20 items; the next item is the one after it, with some noise."""
+    """40 users and 20 items; the next item is the one after it, with some noise."""
     tokens = ["50", "172", "181", *map(str, range(1, 18))]  # those of the documents are among them
     rng = random.Random(0)
     lines = ["user_id:token\titem_id:token\ttimestamp:float"]
-    for user in range(1, 61):
+    for user in range(1, 41):
         item = rng.randrange(20)
-        for time in range(rng.randrange(8, 24)):
+        for time in range(rng.randrange(8, 20)):
             lines.append(f"{user}\t{tokens[item]}\t{time}")
             item = (item + 1) % 20 if rng.random() < 0.9 else rng.randrange(20)
     (folder / "tiny").mkdir(parents=True)

@@ -22,11 +22,7 @@ import yaml
 
 import recbole_adarec
 from recbole_adarec.cli import main
-
-try:
-    from recbole_adarec.config.resolve import resolve_user_config
-except ImportError:  # before the modules moved
-    from recbole_adarec.config import resolve as resolve_user_config  # type: ignore[no-redef,attr-defined]
+from recbole_adarec.config.resolve import resolve_user_config
 
 
 def resolved(files: list[str], texts: dict[str, str]) -> dict[str, Any]:

@@ -285,7 +285,8 @@ class Benchmark:
         """Our teacher's training against that of RecBole's NextItNet of the same size, turn by turn.
 
         RecBole trains its sequential models with torch's anomaly detection on (its SINE switches it on for the whole
-        process, see `recbole_adarec.compat`). It is measured as it is by itself, and without that too, as it is here.
+        process, see `recbole_adarec.interop.patches`). It is measured as it is by itself, and without that too, as it
+        is here.
         """
         config, rows = stage_config(self.values, "teacher", backbone="NextItNet"), self.sizes.recbole_rows
         ours = self._stepper(config, self.data)

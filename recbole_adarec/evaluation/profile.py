@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from recbole_adarec.model.base import SequenceRecommender
-from recbole_adarec.model.cost import counted_macs
+from recbole_adarec.model.flops import counted_macs
 from recbole_adarec.model.item_table import ItemTable
 
 

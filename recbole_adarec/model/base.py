@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_adarec.data.dataset import TARGETS_PREFIX
+from recbole_adarec.model.flops import count_by_rule
 from recbole_adarec.model.item_table import ItemTable, Taken, TopK, distinct, taken_up_to
 
 _ROWS = 64  # sequences encoded together when many are ranked
@@ -75,6 +76,11 @@ class SequenceRecommender(SequentialRecommender):
 
     item_table: ItemTable
     repeat_bias: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.predict is SequenceRecommender.predict:  # others run modules that RecBole counts
+            count_by_rule(cls)
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

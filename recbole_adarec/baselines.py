@@ -18,9 +18,11 @@ from recbole_adarec.checkpoints import save_model
 from recbole_adarec.config import MODELS, AdaRecConfig, make_config, stage_values
 from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.base import Encoding, SequenceRecommender
 from recbole_adarec.model.item_table import FullItemTable
 from recbole_adarec.settings import model_defaults
+from recbole_adarec.stock import stock_keys
 from recbole_adarec.trainer.fitting import fit_and_evaluate
 from recbole_adarec.trainer.teacher import AdaRecTeacherTrainer
 
@@ -123,6 +125,9 @@ def baseline_config(
     prefix = next((prefix for prefix, model in MODELS.items() if model == name), stage)
     own = stage_values(values, prefix) | extra
     config = make_config(name, own)
+    if features := item_features(config):
+        own["load_col"] = _with_columns(config, features)
+        config = make_config(name, own)
     if own.get("train_neg_sample_args", ...) is None and config["loss_type"] != "CE":
         del own["train_neg_sample_args"]  # a run's default, for cross entropy; others need RecBole's sampled negatives
         config = make_config(name, own)
@@ -131,6 +136,39 @@ def baseline_config(
     return config
 
 
+def item_features(config: Any) -> list[str]:
+    """The columns of the ``.item`` file that a RecBole model reads: ``selected_features`` or ``item_attribute``."""
+    keys = stock_keys(config["model"])
+    named = [config[key] for key in ("selected_features", "item_attribute") if key in keys and config[key]]
+    return [column for value in named for column in (value if isinstance(value, list) else [value])]
+
+
+def _with_columns(config: Any, features: list[str]) -> Any:
+    """``load_col`` with the item features that a model reads, unless it loads columns of items already.
+
+    Raises
+    ------
+    AdaRecError
+        If the dataset has no such column.
+    """
+    columns = config["load_col"]
+    if columns is None or "item" in columns:  # None loads everything
+        return columns
+    name, folder = config["dataset"], Path(config["data_path"])
+    file = folder / f"{name}.item"
+    if folder.is_dir():  # else it is downloaded later
+        header = file.open(encoding=config["encoding"] or "utf-8").readline() if file.is_file() else ""
+        known = [column.split(":")[0] for column in header.rstrip("\n").split(config["field_separator"])]
+        if missing := [column for column in features if column not in known]:
+            raise AdaRecError(
+                f"{config['model']} reads the item feature {missing[0]!r}, and dataset {name!r} has "
+                + (f"none of that name in {file}: {', '.join(known)}" if header else f"no file {file}")
+                + "; name the features of your data with --selected_features= (S3Rec: --item_attribute=)"
+            )
+    return columns | {"item": [config["ITEM_ID_FIELD"], *features]}
+
+
+@recbole_patches()
 def train_baseline(path: Path, config: AdaRecConfig, windows: Loaders | None = None) -> None:
     """Train a model and write its file.
 
@@ -157,6 +195,9 @@ def train_baseline(path: Path, config: AdaRecConfig, windows: Loaders | None = N
 
 
 def build(config: AdaRecConfig, data: Loaders, every_position: bool) -> Any:
-    """The untrained model of a configuration."""
+    """The untrained model of a configuration; item features that `data` lacks are loaded."""
     kind = EveryPosition if every_position else get_model(config["model"])
-    return kind(config, data.train._dataset)
+    dataset = data.train._dataset
+    if any(column not in dataset.field2type for column in item_features(config)):
+        dataset = load_data(config).train._dataset
+    return kind(config, dataset)

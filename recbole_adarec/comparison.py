@@ -21,6 +21,7 @@ from recbole_adarec.evaluation.profile import count_macs, count_parameters, meas
 from recbole_adarec.evaluation.report import comparison_page
 from recbole_adarec.evaluation.users import UserScores, paired_difference, paired_tests, user_scores
 from recbole_adarec.files import load_checkpoint, plain, write_text
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.pipeline import Run
 from recbole_adarec.run_folder import RunFolder
 
@@ -90,6 +91,7 @@ class Comparison:
         self.data = load_data(self.config)
         self.folder = RunFolder(folder, resolved(values))
 
+    @recbole_patches()
     def run(self, names: Sequence[str], reference: str) -> dict[str, Any]:
         """Train what is not there, evaluate, and measure all models in turn.
 
@@ -315,6 +317,7 @@ def _figure(value: float | None, style: str) -> str:
 # ---------------------------------------------------------------------- command
 
 
+@recbole_patches()
 def run_comparison(
     models: Sequence[str],
     config_files: list[str],

@@ -17,6 +17,7 @@ from recbole_adarec.data.loading import load_data
 from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.evaluation.users import user_scores
 from recbole_adarec.files import load_checkpoint, save_checkpoint
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.teacher import LAYER_SHARING
 from recbole_adarec.pipeline import Run
 from recbole_adarec.run_folder import RunFolder
@@ -61,6 +62,7 @@ class ModelStudy(Study):
     """Arms that are one model each: the key ``model`` of an arm's values names it."""
 
     @staticmethod
+    @recbole_patches()
     def complete(values: dict[str, Any], given: Sequence[tuple[str, str]] = ()) -> None:
         """Finish the run of a model and write what it does for each user beside it."""
         stage = next(stage for stage, model in MODELS.items() if model == values["model"])

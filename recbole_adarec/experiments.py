@@ -19,6 +19,7 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.report import experiment_page
 from recbole_adarec.evaluation.users import paired_difference
 from recbole_adarec.files import plain, write_text
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.model.cost import architecture_cost
 from recbole_adarec.model.teacher import BACKBONES
@@ -195,6 +196,7 @@ def transfer(studies: Mapping[str, Study]) -> dict[str, Any]:
 # ---------------------------------------------------------------------- command
 
 
+@recbole_patches()
 def run_experiment(
     name: str,
     config_files: list[str],

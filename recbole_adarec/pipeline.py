@@ -15,7 +15,7 @@ import torch
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_adarec import distributed
-from recbole_adarec.baselines import baseline_config, train_baseline
+from recbole_adarec.baselines import baseline_config, build, train_baseline
 from recbole_adarec.checkpoints import build_model, load_state, save_model
 from recbole_adarec.config import MODELS, STAGES, AdaRecConfig, resolved, stage_config
 from recbole_adarec.data.loading import Loaders, load_data
@@ -25,6 +25,7 @@ from recbole_adarec.evaluation.profile import count_macs, count_parameters, meas
 from recbole_adarec.evaluation.users import user_scores
 from recbole_adarec.files import load_checkpoint, plain, write_bytes, write_text
 from recbole_adarec.foreign import read_checkpoint
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.model.cost import architecture_cost, layers_cost
 from recbole_adarec.model.student import as_architecture
@@ -100,6 +101,7 @@ class Run:
             load_state(path, expected=STAGES[stage])
             write_bytes(self.folder / f"{stage}.pth", Path(path).read_bytes())
 
+    @recbole_patches()
     def train(self, until: str = "student") -> dict[str, dict[str, Any]]:
         """Run the stages that are not finished, up to the one named; what their files hold."""
         with self.folder.recording():
@@ -122,6 +124,7 @@ class Run:
             contents["student"] = self._stage("student", self._train)
             return contents
 
+    @recbole_patches()
     def execute(self) -> dict[str, Any]:
         """Run the stages that are not finished, then write the report."""
         contents, report = self.train(), None
@@ -337,7 +340,7 @@ class Run:
             with self.folder.part(name):
                 train_baseline(path, config)
         content = load_checkpoint(path)
-        model = get_model(name)(config, self.data.train._dataset).to(config["device"]).eval()
+        model = build(config, self.data, every_position=False).to(config["device"]).eval()
         model.load_state_dict(content["state_dict"])
         return model, content
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from recbole_adarec.config import resolve
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.pipeline import Run
 from recbole_adarec.stock_run import StockRun
 
 
+@recbole_patches()
 def run_adarec(
     dataset: str | None = None,
     config_file_list: list[str] | None = None,
@@ -50,6 +52,7 @@ def run_adarec(
     return begin(resolve(dataset, config_file_list, overrides)).execute()
 
 
+@recbole_patches()
 def begin(values: dict[str, Any]) -> Run:
     """The run that resolved values ask for: a distillation, or a stock model alone."""
     return StockRun(values) if values["model"] else Run(values)

@@ -14,6 +14,7 @@ from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation import report as pages
 from recbole_adarec.files import plain, write_text
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.pipeline import REPORT_FORMAT, Run
 from recbole_adarec.plugins import load_plugins
 from recbole_adarec.run_folder import RECBOLE_LOGS, RunFolder, default_folder
@@ -42,6 +43,7 @@ class StockRun(Run):
         folder = values["run_dir"] or default_folder(values["dataset"], config["checkpoint_dir"])
         self.folder = RunFolder(folder, resolved(values), log=None if values["run_dir"] else RECBOLE_LOGS)
 
+    @recbole_patches()
     def execute(self) -> dict[str, Any]:
         """Train the model unless it is trained, then write its report."""
         name = self.values["model"]

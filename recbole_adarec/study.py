@@ -22,6 +22,7 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.evaluation.users import UserScores, paired_difference, user_scores
 from recbole_adarec.files import load_checkpoint, save_checkpoint
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.architecture import Architecture
 from recbole_adarec.pipeline import Run
 from recbole_adarec.run_folder import check_same
@@ -124,6 +125,7 @@ class Study:
         return {arm.name: self._load(arm.name) for arm in arms}
 
     @staticmethod
+    @recbole_patches()
     def complete(values: dict[str, Any], given: Sequence[tuple[str, str]] = ()) -> None:
         """A job: finish a run, and write what its models do for each user beside it, ``users.pth``."""
         content: dict[str, Any] = {"format": USERS_FORMAT, "values": values}

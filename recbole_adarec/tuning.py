@@ -35,6 +35,7 @@ from tabulate import tabulate
 from recbole_adarec.config import STAGES, resolve, stage_config
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.files import plain, write_bytes, write_text
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.pipeline import Run
 from recbole_adarec.run_folder import check_same, is_free
 from recbole_adarec.settings import find_file, load_yaml, model_defaults, parse_value, run_defaults
@@ -213,6 +214,7 @@ class Study:
         write_text(self.path(params).with_suffix(".json"), json.dumps(plain(record), indent=1) + "\n")
         return record
 
+    @recbole_patches()
     def trial(self, params: Params, after_epoch: Callable[[float], None] | None = None, **extra: Any) -> dict[str, Any]:
         """The record of a trial, which is run unless it has ended; an error in it is recorded and goes no further.
 
@@ -305,6 +307,7 @@ def _locked(path: Path) -> Iterator[None]:
 # ---------------------------------------------------------------------- the tools
 
 
+@recbole_patches()
 def objective_function(
     config_dict: dict[str, Any] | None = None, config_file_list: list[str] | None = None, saved: bool = True
 ) -> dict[str, Any]:
@@ -502,6 +505,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     )
 
 
+@recbole_patches()
 def run_tuning(
     config_files: list[str],
     overrides: dict[str, Any],

@@ -38,6 +38,7 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed
 from recbole_adarec.evaluation.ranking import measure_ranking
 from recbole_adarec.files import write_text
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.trainer import base
 
 FORMAT = "recbole-adarec-benchmark/1"
@@ -250,6 +251,7 @@ class Benchmark:
         """The dataset that the keys name, loaded once."""
         return load_data(self.config)
 
+    @recbole_patches()
     def measure(self, part: str) -> Any:
         """One part, from the seed, whatever was measured before."""
         init_seed(self.config["seed"], self.config["reproducibility"])
@@ -611,6 +613,7 @@ def machine(device: Any) -> Result:
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": str(device), **versions}
 
 
+@recbole_patches()
 def run_benchmark(
     config_files: list[str],
     overrides: dict[str, Any],

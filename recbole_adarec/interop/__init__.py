@@ -1,1 +1,1 @@
-"""Where this package meets RecBole's own classes: name look-ups, and patches that are asked for (docs/recbole_interop.md)."""
+"""What touches RecBole's own classes: its name look-ups, and patches that are asked for (docs/recbole_interop.md)."""

@@ -1,8 +1,8 @@
 """What RecBole 1.2.1 needs on current torch, for those who ask for it: replaced, and put back.
 
 * torch 2.6 and later load only tensors, plain values and admitted names; RecBole pickles its ``Config``, and
-  some models a module of theirs, into every checkpoint. Training then ends in an error when the best model is loaded. Patched,
-  checkpoints are those of `recbole_adarec.storage.recbole_writer`.
+  some models a module of theirs, into every checkpoint. Training then ends in an error when the best model is loaded.
+  Patched, checkpoints are those of `recbole_adarec.storage.recbole_writer`.
 * RecBole's download leaves half of a dataset when it fails, and ends in an error without a process group
   (`recbole_adarec.data.download`).
 * Importing any sequential model of RecBole imports SINE, which switches torch's anomaly detection on for the whole

@@ -7,6 +7,7 @@
   (`recbole_adarec.data.download`).
 * Importing any sequential model of RecBole imports SINE, which switches torch's anomaly detection on for the whole
   process. Patched, it is off.
+* RecBole gives embeddings that it read from files in float64, which KSR multiplies by float32: an error.
 
 Notes
 -----
@@ -88,6 +89,7 @@ def _replace(stack: ExitStack) -> None:
         (Trainer, "_save_checkpoint", _save_checkpoint),
         (PretrainTrainer, "save_pretrained_model", _save_pretrained_model),
         (Dataset, "_download", _download),
+        (Dataset, "get_preload_weight", _get_preload_weight),
     ):
         original = vars(owner)[name]
         setattr(owner, name, replacement(original))
@@ -126,3 +128,12 @@ def _download(original: Callable[..., None]) -> Callable[..., None]:
         download(self)
 
     return _download
+
+
+def _get_preload_weight(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def weight(self: Any, field: str) -> Any:
+        found = original(self, field)
+        return found.astype("float32") if found.dtype == "float64" else found
+
+    return weight

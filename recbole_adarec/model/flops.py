@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 try:
-    from thop.profile import register_hooks
+    from thop.profile import register_hooks  # type: ignore[import-untyped]
 except ImportError:  # thop imports distutils, which Python has from 3.12 on by setuptools alone
     register_hooks = {}
 

@@ -151,7 +151,7 @@ def _value(value: Any) -> Any:
 def admit_names() -> list[Any]:
     """Let ``torch.load`` read what `write_recbole_checkpoint` writes; the names that it did not admit before."""
     admitted = torch.serialization.get_safe_globals()
-    new = [name for name in _NAMES if name not in admitted]
+    new: list[Any] = [name for name in _NAMES if name not in admitted]
     torch.serialization.add_safe_globals(new)
     return new
 

@@ -43,6 +43,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "inter": lines,
         "item": ["item_id:token\trelease_year:token\tclass:token_seq", *items],
         "ent": ["ent_id:token\tent_emb:float_seq", *entities],
+        "rel": ["rel_id:token\trel_emb:float_seq", *(f"r{i}\t" + " ".join(["0.5"] * 8) for i in range(3))],
         "link": ["item_id:token\tentity_id:token", *(f"{i}\tm{i}" for i in range(1, 21))],
         "kg": [
             "head_id:token\trelation_id:token\ttail_id:token",

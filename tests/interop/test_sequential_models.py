@@ -18,12 +18,14 @@ WITH_ENTITIES = {
     "load_col": {
         "inter": ["user_id", "item_id", "rating", "timestamp"],
         "ent": ["ent_id", "ent_emb"],
+        "rel": ["rel_id", "rel_emb"],
         "link": ["item_id", "entity_id"],
         "kg": ["head_id", "relation_id", "tail_id"],
     },
-    "additional_feat_suffix": "ent",
+    "additional_feat_suffix": ["ent", "rel"],
     "alias_of_item_id": ["ent_id"],
-    "preload_weight": {"ent_id": "ent_emb"},
+    "alias_of_relation_id": ["rel_id"],
+    "preload_weight": {"ent_id": "ent_emb", "rel_id": "rel_emb"},
     "kg_embedding_size": 8,
     # RecBole has no defaults of these for models with entities.
     "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},

@@ -64,7 +64,8 @@ def recbole_patches() -> Iterator[None]:
     _users += 1
     try:
         _update()
-        yield
+        with torch.autograd.set_detect_anomaly(False):  # also where the user switched it on after patch_recbole
+            yield
     finally:
         _users -= 1
         _update()

@@ -158,6 +158,8 @@ def admit_names() -> list[Any]:
 
 def withdraw_names(names: Sequence[Any]) -> None:
     """Take back what `admit_names` returned."""
+    if not names:
+        return
     others = [name for name in torch.serialization.get_safe_globals() if name not in names]
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(others)

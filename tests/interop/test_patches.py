@@ -64,6 +64,14 @@ def test_a_block_nests_and_outlives_nothing():
     assert replaced() == before
 
 
+def test_a_block_has_no_anomaly_detection_whenever_it_was_switched_on():
+    patch_recbole()
+    torch.autograd.set_detect_anomaly(True)
+    with recbole_patches():
+        assert not torch.is_anomaly_enabled()
+    assert torch.is_anomaly_enabled()
+
+
 def test_a_decorated_function_is_patched_while_it_runs_and_after_an_error_no_more():
     before = replaced()
 

@@ -7,10 +7,12 @@ from typing import Any
 
 from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.config.run_config import RunConfig
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.runs.pipeline import Run
 from recbole_adarec.runs.recbole_run import RecBoleRun
 
 
+@recbole_patches()
 def run_adarec(
     dataset: str | None = None,
     config_file_list: list[str] | None = None,
@@ -51,6 +53,7 @@ def run_adarec(
     return make_run(resolve_user_config(dataset, config_file_list, overrides)).execute()
 
 
+@recbole_patches()
 def make_run(values: dict[str, Any]) -> Run | RecBoleRun:
     """The run of resolved values: a distillation, or a RecBole model alone."""
     config = RunConfig(values)

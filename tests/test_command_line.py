@@ -8,11 +8,11 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
+from recbole.utils import url
 
 from recbole_adarec.cli import main
 from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.config.stages import stage_config
-from recbole_adarec.interop import patches
 from tests.conftest import write_dataset
 from tests.test_cli import refused
 
@@ -61,7 +61,7 @@ def test_a_failed_download_says_where_to_put_the_files(monkeypatch):
         raise URLError("no network")
 
     asked = []
-    monkeypatch.setattr(patches.url, "decide_download", lambda url: asked.append(url) or no_network(url))
+    monkeypatch.setattr(url, "decide_download", lambda url: asked.append(url) or no_network(url))
     line = refused("--dataset=ml-1m", "--config_files=adarec.yaml")
     assert asked and asked[0].endswith("ml-1m.zip")
     assert "could not be downloaded" in line and "ml-1m.inter" in line
@@ -78,8 +78,8 @@ def test_a_download_that_works_is_used(monkeypatch, tmp_path):
             archive.write(source / "ml-1m" / "ml-1m.inter", "ml-1m.inter")
         return str(Path(folder) / "ml-1m.zip")
 
-    monkeypatch.setattr(patches.url, "decide_download", lambda url: True)
-    monkeypatch.setattr(patches.url, "download_url", download)
+    monkeypatch.setattr(url, "decide_download", lambda url: True)
+    monkeypatch.setattr(url, "download_url", download)
     from recbole_adarec.data.loading import load_data
 
     data = load_data(stage_config(resolve_user_config("ml-1m", [], {}), "teacher"))

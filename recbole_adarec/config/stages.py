@@ -50,10 +50,6 @@ class AdaRecConfig(Config):
         _, found, dataset = super()._get_model_and_dataset(get_model(model), dataset)
         return model, found, dataset
 
-    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
-        super()._load_internal_config_dict(model, model_class, dataset)
-        self.internal_config_dict.update(internal_defaults(model, self.external_config_dict))
-
     def compatibility_settings(self) -> None:
         """Give numpy the names that RecBole uses, in terms that numpy 1 and numpy 2 both have."""
         for name, scalar in {

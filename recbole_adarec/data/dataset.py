@@ -16,6 +16,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_adarec.data.download import download
 from recbole_adarec.data.windows import Windows, cut_windows, gather_windows
 from recbole_adarec.errors import AdaRecError
 
@@ -60,6 +61,10 @@ class SequenceDataset(SequentialDataset):
                 f"give one {config['dataset']}.inter instead"
             )
         super().__init__(config)
+
+    def _download(self) -> None:
+        """RecBole's, which leaves nothing half-written and needs no process group."""
+        download(self)
 
     def data_augmentation(self) -> None:
         """Keep, for every interaction that has a past, where it stands and how long its prefix is."""

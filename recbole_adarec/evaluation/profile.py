@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from recbole_adarec.model.base import SequenceRecommender
+from recbole_adarec.model.flops import counted_macs
 from recbole_adarec.model.item_table.base import ItemTable
-from recbole_adarec.model.search_space.cost import counted_macs
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

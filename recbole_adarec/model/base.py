@@ -10,6 +10,7 @@ from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_adarec.data.dataset import TARGETS_PREFIX
+from recbole_adarec.model.flops import count_by_rule
 from recbole_adarec.model.item_table.base import ItemTable, TopK
 from recbole_adarec.model.positions import nonzero_positions, select_positions
 from recbole_adarec.model.seen_items import SeenItems, deduplicated, seen_up_to
@@ -64,6 +65,11 @@ class SequenceRecommender(SequentialRecommender):
 
     item_table: ItemTable
     repeat_bias: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.predict is SequenceRecommender.predict:  # others run modules that RecBole counts
+            count_by_rule(cls)
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

@@ -17,6 +17,7 @@ from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.distillation.teacher_outputs import TeacherOutputCache
 from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.evaluation.profile import count_parameters
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.registry import get_model
 from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.stored import build_model
@@ -72,6 +73,7 @@ class Run:
         """Copy a stage's model file from another run of the same values, instead of training it."""
         reuse_stage(self.folder, stage, path)
 
+    @recbole_patches()
     def train(self, until: str = "student") -> Contents:
         """The content of each stage's model file, up to the stage named; unfinished stages are trained first."""
         with self.folder.recording():
@@ -94,6 +96,7 @@ class Run:
             contents["student"] = self._run_stage("student", self._train)
             return contents
 
+    @recbole_patches()
     def execute(self) -> dict[str, Any]:
         """What report.json holds; unfinished stages are trained first."""
         contents, report = self.train(), None

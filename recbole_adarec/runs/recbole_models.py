@@ -9,7 +9,7 @@ from recbole_adarec import distributed
 from recbole_adarec.config.recbole_models import check_recorded_score
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import Loaders
-from recbole_adarec.interop.baselines import train_baseline
+from recbole_adarec.interop.baselines import build_baseline, train_baseline
 from recbole_adarec.model.registry import get_model
 from recbole_adarec.runs.run_folder import RunFolder
 from recbole_adarec.runs.stages import item_tokens
@@ -43,7 +43,7 @@ def trained_baseline(
         with folder.part(name):
             train_baseline(path, model_config)
     content = load_checkpoint(path)
-    model = get_model(name)(model_config, data.train._dataset).to(model_config["device"]).eval()
+    model = build_baseline(model_config, data).to(model_config["device"]).eval()
     model.load_state_dict(content["state_dict"])
     return model, content
 

@@ -9,6 +9,7 @@ from recbole_adarec.config.recbole_models import check_sequential
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.runs.recbole_models import trained_baseline
 from recbole_adarec.runs.run_folder import RECBOLE_LOGS, RunFolder, default_folder
 from recbole_adarec.runs.summary import REPORT_FORMAT, model_rows, stage_rows, write_report
@@ -39,6 +40,7 @@ class RecBoleRun:
         folder = values["run_dir"] or default_folder(values["dataset"], model_config["checkpoint_dir"])
         self.folder = RunFolder(folder, config.full(), log=None if values["run_dir"] else RECBOLE_LOGS)
 
+    @recbole_patches()
     def execute(self) -> dict[str, Any]:
         """The report; the model is trained first, unless it is trained already."""
         with self.folder.recording():

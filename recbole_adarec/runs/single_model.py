@@ -7,6 +7,7 @@ from typing import Any
 from recbole_adarec import distributed
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import Loaders, load_data
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.registry import get_model
 from recbole_adarec.runs.run_folder import RunFolder
 from recbole_adarec.runs.stages import build_trainer, run_stage, train_model
@@ -35,6 +36,7 @@ class ModelRun:
         own = {f"{stage}_{key}": stage_config[key] for key in keys}
         self.folder = RunFolder(config.values["run_dir"], config.values | own)
 
+    @recbole_patches()
     def execute(self) -> dict[str, Any]:
         """The content of the model's file; it is trained first, unless it is trained already."""
 

@@ -22,6 +22,7 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.per_user import UserScores, user_scores
 from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.evaluation.significance import paired_difference
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.stored import load_model
 from recbole_adarec.runs.pipeline import Run
@@ -126,6 +127,7 @@ class ArmStudy:
         return {arm.name: self._load(arm.name) for arm in arms}
 
     @staticmethod
+    @recbole_patches()
     def complete(values: dict[str, Any], given: Sequence[tuple[str, str]] = ()) -> None:
         """A job: finish a run, and write what its models do for each user beside it, ``users.pth``."""
         content: dict[str, Any] = {"format": USERS_FORMAT, "values": values}

@@ -21,6 +21,7 @@ from recbole_adarec.evaluation.profile import count_macs, count_parameters, meas
 from recbole_adarec.evaluation.significance import paired_difference, paired_tests
 from recbole_adarec.interop.baselines import build_baseline, train_baseline
 from recbole_adarec.interop.every_position import EVERY_POSITION_MODELS
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.stored import build_model
 from recbole_adarec.runs.pipeline import Run
 from recbole_adarec.runs.run_folder import RunFolder
@@ -77,6 +78,7 @@ class Comparison:
         self.data = load_data(self.config)
         self.folder = RunFolder(folder, full_config(values))
 
+    @recbole_patches()
     def run(self, names: Sequence[str], reference: str) -> dict[str, Any]:
         """Train what is not there, evaluate, and measure all models in turn.
 
@@ -192,6 +194,7 @@ def paired_row(ours: UserScores, theirs: UserScores, measure: str) -> dict[str, 
     return {**paired_difference(*pair)._asdict(), "t_test_p": tests.t_test, "wilcoxon_p": tests.wilcoxon}
 
 
+@recbole_patches()
 def run_comparison(
     models: Sequence[str],
     config_files: list[str],

@@ -14,6 +14,7 @@ from recbole_adarec.config.schema import MODELS
 from recbole_adarec.config.stages import stage_config
 from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.evaluation.profile import count_parameters
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.residual_blocks import LAYER_SHARING
 from recbole_adarec.model.stored import load_model
 from recbole_adarec.runs.single_model import ModelRun
@@ -40,6 +41,7 @@ class ModelStudy(ArmStudy):
     """Arms that are one model each: the key ``model`` of an arm's values names it."""
 
     @staticmethod
+    @recbole_patches()
     def complete(values: dict[str, Any], given: Sequence[tuple[str, str]] = ()) -> None:
         """Finish the run of a model and write what it does for each user beside it."""
         stage = next(stage for stage, model in MODELS.items() if model == values["model"])

@@ -17,6 +17,7 @@ from recbole_adarec.config.stages import stage_config
 from recbole_adarec.distillation.layer_mapping import MAPPINGS
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.significance import paired_difference
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.search_space.cost import architecture_cost
 from recbole_adarec.model.teachers.base import backbones
@@ -183,6 +184,7 @@ def transfer(studies: Mapping[str, ArmStudy]) -> dict[str, Any]:
     return found
 
 
+@recbole_patches()
 def run_experiment(
     name: str,
     config_files: list[str],

@@ -19,6 +19,7 @@ from recbole_adarec.data.dataset import item_counts
 from recbole_adarec.data.windows import length_batches
 from recbole_adarec.losses.adaptive_softmax import build_item_loss
 from recbole_adarec.storage.files import load_checkpoint
+from recbole_adarec.storage.recbole_writer import admitted_names, save_trainer
 from recbole_adarec.trainer.calibration import fit_repeat_bias, repeat_share
 from recbole_adarec.trainer.collector import GatheringCollector, on_device
 from recbole_adarec.trainer.optimizer import JointOptimizer, clip_gradients
@@ -193,15 +194,22 @@ class StageTrainer(Trainer):
         """Take up what `training_state` gave."""
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        """RecBole's, with the state of the stage, in values that every torch loads without running code."""
         if distributed.is_first():
             extra = {"history": self.training_log, "training_state": self.training_state()}
-            super()._save_checkpoint(epoch, verbose, extra=extra, **kwargs)
+            save_trainer(self, epoch, verbose, kwargs.get("saved_model_file"), **extra)
         distributed.barrier()  # it is there when the others want to read it
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """RecBole's; it may load the best model."""
+        with admitted_names():
+            return super().evaluate(*args, **kwargs)
 
     def resume_checkpoint(self, resume_file: Any) -> None:
         """RecBole's, with the state of the stage."""
-        super().resume_checkpoint(resume_file)
-        content = load_checkpoint(resume_file, self.device)
+        with admitted_names():
+            super().resume_checkpoint(resume_file)
+            content = load_checkpoint(resume_file, self.device)
         self.training_log = content["history"]
         self.load_training_state(content["training_state"])
 

@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from recbole_adarec.model.flops import counted_macs
 from recbole_adarec.model.search_space.architecture import Architecture, edges
 from recbole_adarec.model.search_space.cell import Cell, live_edges
 from recbole_adarec.model.search_space.operations import OPERATIONS
@@ -79,18 +79,6 @@ def layers_cost(model: Any, cost: str) -> float:
     if cost == "latency":
         return _microseconds(lambda: model.encode(sequence))
     return counted_macs(lambda: model.encode(sequence)) / length
-
-
-def counted_macs(run: Callable[[], Any]) -> int:
-    """Multiply-accumulates of the matrix products that a call does."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused transformer layer hides its products
-    try:
-        with FlopCounterMode(display=False) as counter:
-            run()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-    return int(counter.get_total_flops()) // 2
 
 
 @torch.no_grad()

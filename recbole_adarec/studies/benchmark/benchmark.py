@@ -23,6 +23,7 @@ from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.data.windows import Windows
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.storage.files import write_text
 from recbole_adarec.storage.model_files import save_model
 from recbole_adarec.studies.benchmark.instruments import (
@@ -95,6 +96,7 @@ class Benchmark:
         """The dataset that the keys name, loaded once."""
         return load_data(self.config)
 
+    @recbole_patches()
     def measure(self, part: str) -> Any:
         """One part, from the seed, whatever was measured before."""
         init_seed(self.config["seed"], self.config["reproducibility"])
@@ -323,6 +325,7 @@ class Benchmark:
         return seconds
 
 
+@recbole_patches()
 def run_benchmark(
     config_files: list[str],
     overrides: dict[str, Any],

@@ -16,6 +16,7 @@ from typing import Any
 from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.config.stages import stage_config
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.studies.tuning.hyperopt_backend import HYPEROPT_VERSION, ContinuedTuning
 from recbole_adarec.studies.tuning.ray_backend import run_ray
 from recbole_adarec.studies.tuning.space import draw, read_space, single_values
@@ -26,6 +27,7 @@ ALGOS = ("exhaustive", "random", "bayes")
 SCHEDULERS = ("asha", "fifo")
 
 
+@recbole_patches()
 def run_tuning(
     config_files: list[str],
     overrides: dict[str, Any],

@@ -23,6 +23,7 @@ from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.config.schema import STAGES
 from recbole_adarec.config.stages import stage_config
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.runs.pipeline import Run
 from recbole_adarec.runs.run_folder import check_same, is_free
 from recbole_adarec.storage.files import plain, write_bytes, write_text
@@ -88,6 +89,7 @@ class TuningStudy:
         write_text(self.path(params).with_suffix(".json"), json.dumps(plain(record), indent=1) + "\n")
         return record
 
+    @recbole_patches()
     def trial(self, params: Params, after_epoch: Callable[[float], None] | None = None, **extra: Any) -> dict[str, Any]:
         """The record of a trial, which is run unless it has ended; an error in it is recorded and goes no further.
 
@@ -194,6 +196,7 @@ def study_markdown(found: Mapping[str, Any]) -> str:
     )
 
 
+@recbole_patches()
 def objective_function(
     config_dict: dict[str, Any] | None = None, config_file_list: list[str] | None = None, saved: bool = True
 ) -> dict[str, Any]:

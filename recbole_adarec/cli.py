@@ -25,7 +25,7 @@ _PROGRAM = "python run_adarec.py"
 
 
 def overview() -> str:
-    """Return the text of ``--help``."""
+    """The text of ``--help``."""
     lines = [
         f"usage: {_PROGRAM} [SUBCOMMAND] [--key=value ...]", "",
         *textwrap.wrap("AdaRec for RecBole: distil a large sequential recommender into a small one whose architecture "
@@ -48,7 +48,7 @@ def overview() -> str:
 
 
 def subcommand_help(row: Subcommand) -> str:
-    """Return the text of ``SUBCOMMAND --help``."""
+    """The text of ``SUBCOMMAND --help``."""
     usage = [_PROGRAM, row.name, *(["NAME"] if row.names else [])]
     usage += [f"--{option.key.name}=..." for option in row.options if option.needed]
     usage += ["[--key=value ...]"]
@@ -92,7 +92,7 @@ def _key_lines(options: Sequence[Option]) -> list[str]:
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return config files and values of the arguments of a run.
+    """Config files and values of the arguments of a run.
 
     Raises
     ------

@@ -41,21 +41,21 @@ class Section(NamedTuple):
 
 
 def registered_operations() -> Collection[str]:
-    """Return the names of all operations, those of plugins too."""
+    """The names of all operations, those of plugins too."""
     from recbole_adarec.model.search_space.operations import OPERATIONS as registered
 
     return tuple(registered)
 
 
 def registered_layer_mappings() -> Collection[str]:
-    """Return the names of all layer mappings, those of plugins too."""
+    """The names of all layer mappings, those of plugins too."""
     from recbole_adarec.distillation.layer_mapping import MAPPINGS as registered
 
     return tuple(registered)
 
 
 def registered_backbones() -> Collection[str]:
-    """Return the names of all backbones."""
+    """The names of all backbones."""
     from recbole_adarec.model.teachers.base import backbones
 
     return tuple(backbones())

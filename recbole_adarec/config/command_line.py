@@ -38,7 +38,7 @@ class Arguments(NamedTuple):
 def split_arguments(
     arguments: Sequence[str], flags: Collection[str] = (), several: Collection[str] = ("config_files",)
 ) -> Arguments:
-    """Return the words and the keys of a command line.
+    """The words and the keys of a command line.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def _values(rest: Sequence[str], several: bool) -> Iterator[str]:
 
 
 def read_values(texts: Sequence[tuple[str, str]]) -> tuple[list[str], dict[str, Any]]:
-    """Return config files and values of keys of a run.
+    """Config files and values of keys of a run.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def read_values(texts: Sequence[tuple[str, str]]) -> tuple[list[str], dict[str, 
 
 
 def read_value(key: str, text: str) -> Any:
-    """Return the value of a key of a run; a name stays text even if YAML reads a number or a date in it."""
+    """The value of a key of a run; a name stays text even if YAML reads a number or a date in it."""
     value = parse_value(text)
     row = KEYS.get(split_prefix(key)[1])
     if text == "None" and (row is None or row.optional):  # Python's word for ~, which RecBole's users write
@@ -126,7 +126,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def read_words(text: str) -> list[str]:
-    """Return names or tokens, all of them text: a YAML list, or words with blanks between them.
+    """Names or tokens, all of them text: a YAML list, or words with blanks between them.
 
     >>> read_words("[007, Blade Runner]"), read_words("050 172")
     (['007', 'Blade Runner'], ['050', '172'])

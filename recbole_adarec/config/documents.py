@@ -34,7 +34,7 @@ _NAMES = {"run": "run", "teacher": "teacher", "search": "search", "student": "st
 
 
 def yaml_text(value: Any) -> str:
-    """Return a value as it is written in properties/: one line of YAML."""
+    """A value as it is written in properties/: one line of YAML."""
     if value is None:
         return "~"
     if isinstance(value, list):
@@ -47,7 +47,7 @@ def yaml_text(value: Any) -> str:
 
 
 def properties_text(file: str) -> str:
-    """Return the text of a file in properties/; `file` is a key of `FILES`."""
+    """The text of a file in properties/; `file` is a key of `FILES`."""
     lines = [f"# {_HEADS[file]}", _MADE]
     for section in adarec_keys.SECTIONS:
         keys = [key for key in section.keys if file in key.defaults]
@@ -101,7 +101,7 @@ no such key.
 
 
 def configuration_page() -> str:
-    """Return docs/configuration.md."""
+    """Docs/configuration.md."""
     parts = [_INTRODUCTION]
     for section in adarec_keys.SECTIONS:
         parts += [f"## {section.title}", _adarec_table(section)]

@@ -41,7 +41,7 @@ _READ = re.compile(r"""config\[\s*["'](\w+)["']\s*\]|["'](\w+)["'] in config\b""
 
 
 def is_checkpoint(teacher: Any) -> bool:
-    """Return whether ``teacher`` names a file rather than a model."""
+    """Whether ``teacher`` names a file rather than a model."""
     return isinstance(teacher, str) and (teacher.endswith((".pth", ".pt")) or "/" in teacher)
 
 
@@ -50,7 +50,7 @@ def is_checkpoint(teacher: Any) -> bool:
 
 @cache
 def sequential_models() -> tuple[str, ...]:
-    """Return the names of RecBole's sequential models, from its files."""
+    """The names of RecBole's sequential models, from its files."""
     found = []
     for path in sorted((RECBOLE / "model" / "sequential_recommender").glob("*.py")):
         found += [name for name in _classes(path) if name.lower() == path.stem]
@@ -104,7 +104,7 @@ def _registered(name: str) -> bool:
 
 
 def recbole_model_defaults(name: Any) -> dict[str, Any]:
-    """Return the default settings of a model beside ours, RecBole's or `CpRec`; empty for any other name."""
+    """The default settings of a model beside ours, RecBole's or `CpRec`; empty for any other name."""
     return dict(_defaults(name)) if isinstance(name, str) else {}
 
 
@@ -119,7 +119,7 @@ def _defaults(name: str) -> dict[str, Any]:
 
 @cache
 def recbole_model_keys(name: str) -> dict[str, Key]:
-    """Return the keys that a RecBole model has defaults for, or that it alone reads, each with the type it takes.
+    """The keys that a RecBole model has defaults for, or that it alone reads, each with the type it takes.
 
     RecBole says no more about a type than the default does: a number takes numbers, True and False; a list takes
     lists; every other key takes anything.
@@ -139,7 +139,7 @@ def _types(default: Any) -> tuple[type, ...]:
 
 
 def recbole_model_settings(name: str, config: Any) -> dict[str, Any]:
-    """Return what RecBole's training of a model depends on beside the data, as a configuration has it."""
+    """What RecBole's training of a model depends on beside the data, as a configuration has it."""
     keys = [*recbole_model_defaults(name), *_TRAINING_KEYS]
     # RecBole writes "none" for no negative sampling in words that it does not read back.
     return {key: None if key == "train_neg_sample_args" and _none(config[key]) else config[key] for key in keys}
@@ -153,7 +153,7 @@ def _none(sampling: Any) -> bool:
 
 
 def teacher_data(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the data settings of a trained teacher, for the keys that the user has not given.
+    """The data settings of a trained teacher, for the keys that the user has not given.
 
     RecBole's checkpoints do not hold which token has which id. Ids follow from the file and the keys in `DATA_KEYS`,
     so those must be the same; that the numbers of items and users agree is checked with the data, and that the file is
@@ -203,7 +203,7 @@ def _shape(key: str, value: Any) -> Any:
 
 
 def check_recorded_score(checkpoint: RecBoleCheckpoint, valid: dict[str, float]) -> str:
-    """Return a line on the validation result that RecBole recorded, compared with the one found now.
+    """A line on the validation result that RecBole recorded, compared with the one found now.
 
     Raises
     ------

@@ -30,7 +30,7 @@ def resolve_user_config(
     config_files: list[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return all values that the user gave, over the defaults of a run; files in order, then `overrides`.
+    """All values that the user gave, over the defaults of a run; files in order, then `overrides`.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def resolve_user_config(
 
 
 def full_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every value that a run depends on, defaults of RecBole and of this package included.
+    """Every value that a run depends on, defaults of RecBole and of this package included.
 
     As a config file it gives the same run.
 

@@ -24,7 +24,7 @@ OF_RECBOLE_TEACHERS = ("distilled_layers", "taught_positions")
 
 
 def split_prefix(key: str) -> tuple[str | None, str]:
-    """Return the stage prefix of a key, None if it has none, and the key without it."""
+    """The stage prefix of a key, None if it has none, and the key without it."""
     if key not in KEYS:
         for prefix in PREFIXES:
             if key.startswith(f"{prefix}_"):
@@ -93,7 +93,7 @@ class RecBoleKeys:
         self.baselines, self.named, self.any_baseline = baselines or {}, named or {}, any_baseline
 
     def of_prefix(self, prefix: str | None) -> Mapping[str, Key]:
-        """Return the keys that go before ours under a prefix, because only a RecBole model reads them there."""
+        """The keys that go before ours under a prefix, because only a RecBole model reads them there."""
         if prefix == "baseline":
             return {**self.baselines, **self.named, **self.alone}
         if prefix == "teacher":
@@ -117,7 +117,7 @@ def _row(key: str, recbole: RecBoleKeys) -> Key | None:
 
 
 def nearest_key(key: str, recbole: RecBoleKeys | None = None) -> str:
-    """Return the known key most like a misspelt one; one with a stage prefix is looked for among those with it."""
+    """The known key most like a misspelt one; one with a stage prefix is looked for among those with it."""
     recbole = recbole or RecBoleKeys()
     known = {*KEYS, *recbole.alone, *recbole.teacher, *recbole.named}
     for prefix in PREFIXES:

@@ -23,7 +23,7 @@ _VISIBLE_DEVICES = os.environ.get("CUDA_VISIBLE_DEVICES")  # as the user set it:
 
 
 def internal_defaults(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the default settings of one of our models, with those of the backbone that is given; else nothing."""
+    """The default settings of one of our models, with those of the backbone that is given; else nothing."""
     if model not in MODELS.values():
         return {}
     defaults = model_defaults(model)
@@ -60,7 +60,7 @@ class AdaRecConfig(Config):
 
 
 def stage_values(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Return the values of one stage: those with its prefix, over those without any; other prefixes are left out.
+    """The values of one stage: those with its prefix, over those without any; other prefixes are left out.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def stage_values(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 def stage_config(values: Mapping[str, Any], stage: str, **extra: Any) -> AdaRecConfig:
-    """Return RecBole's configuration of one stage of a run.
+    """RecBole's configuration of one stage of a run.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def stage_config(values: Mapping[str, Any], stage: str, **extra: Any) -> AdaRecC
 
 
 def make_config(model: str, values: dict[str, Any]) -> AdaRecConfig:
-    """Return RecBole's configuration of a model.
+    """RecBole's configuration of a model.
 
     Raises
     ------

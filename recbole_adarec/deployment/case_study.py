@@ -26,7 +26,7 @@ def recommend(
     data_path: str | None = None,
     plugins: list[str] | None = None,
 ) -> str:
-    """Return the k best items of student and teacher, as a table.
+    """The k best items of student and teacher, as a table.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ PROPERTIES = next((folder for folder in _CANDIDATES if folder.is_dir()), _CANDID
 
 
 def find_file(name: str | Path, what: str) -> Path:
-    """Return the path of a file, looked for in the current folder, then in properties/.
+    """The path of a file, looked for in the current folder, then in properties/.
 
     Raises
     ------
@@ -36,16 +36,16 @@ def _defaults(name: str) -> dict[str, Any]:
 
 
 def model_defaults(name: str) -> dict[str, Any]:
-    """Return the default settings of one of our models, a fresh copy of properties/model/<name>.yaml."""
+    """The default settings of one of our models, a fresh copy of properties/model/<name>.yaml."""
     return deepcopy(_defaults(f"model/{name}.yaml"))
 
 
 def backbone_defaults(backbone: str) -> dict[str, Any]:
-    """Return where a teacher's backbone differs from properties/model/AdaRecTeacher.yaml; empty if nowhere."""
+    """Where a teacher's backbone differs from properties/model/AdaRecTeacher.yaml; empty if nowhere."""
     name = f"backbone/{backbone}.yaml"
     return deepcopy(_defaults(name)) if (PROPERTIES / name).is_file() else {}
 
 
 def run_defaults() -> dict[str, Any]:
-    """Return the default settings of a run, a fresh copy of properties/adarec.yaml."""
+    """The default settings of a run, a fresh copy of properties/adarec.yaml."""
     return deepcopy(_defaults("adarec.yaml"))

@@ -23,7 +23,7 @@ Loader.add_implicit_resolver(
 
 
 def parse_value(text: str) -> Any:
-    """Return the value of ``--key=text``: YAML, never evaluated; text that is no YAML stays text."""
+    """The value of ``--key=text``: YAML, never evaluated; text that is no YAML stays text."""
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError:
@@ -31,7 +31,7 @@ def parse_value(text: str) -> Any:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; an empty file is an empty mapping.
+    """The mapping in a YAML file; an empty file is an empty mapping.
 
     Raises
     ------

@@ -265,7 +265,7 @@ def test_alpha_moved_is_a_total_variation_distance(ml100k):
 
 
 def test_more_alpha_steps_are_shorter_and_the_weight_of_cost_grows(tiny, monkeypatch):
-    monkeypatch.setattr("recbole_adarec.trainer.search._ALPHA_STEPS", 5)
+    monkeypatch.setattr("recbole_adarec.trainer.search._FULL_RATE_STEPS", 5)
     config = make_config(
         "search", "tiny", data_path=str(tiny), search_epochs=3, alpha_warmup=0.34, train_batch_size=60,
         cost_budget=None, alpha_learning_rate=0.1, beta=2.0,

@@ -1,4 +1,4 @@
-"""A run of one RecBole model: trained as RecBole trains it, and reported as ours are."""
+"""Runs one RecBole model: trained as RecBole trains it, with the report of this package."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from recbole_adarec.runs.summary import REPORT_FORMAT, model_rows, stage_rows, w
 
 
 class RecBoleRun:
-    """The run of ``model``; nothing is distilled in it.
+    """A run of one model of RecBole, without distillation.
 
     Parameters
     ----------
     config : RunConfig
-        Its ``model`` names a sequential model of RecBole.
+        ``model`` is the name of a sequential model of RecBole.
 
     Raises
     ------
     AdaRecError
-        For a model that RecBole does not have, or several processes.
+        If RecBole has no sequential model of that name, or there are several processes.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -42,7 +42,7 @@ class RecBoleRun:
 
     @recbole_patches()
     def execute(self) -> dict[str, Any]:
-        """The report; the model is trained first, unless it is trained already."""
+        """The content of report.json; the model is trained first, unless its file exists."""
         with self.folder.recording():
             model, content = trained_baseline(self.config, self.data, self.folder, self.name)
             values = self.config.values

@@ -25,7 +25,7 @@ from recbole_adarec.config.schema import STAGES
 from recbole_adarec.config.stages import stage_config
 from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.runs.pipeline import Run
-from recbole_adarec.runs.run_folder import check_same, is_free
+from recbole_adarec.runs.run_folder import changes_results, check_same
 from recbole_adarec.storage.files import plain, write_bytes, write_text
 from recbole_adarec.storage.properties import model_defaults, run_defaults
 from recbole_adarec.storage.yaml_files import load_yaml
@@ -167,7 +167,7 @@ def stage_digest(values: dict[str, Any], stage: str) -> str:
     read: dict[str, Any] = {}
     for name in up_to:
         config = stage_config(values, name).final_config_dict
-        read[name] = {key: str(value) for key, value in config.items() if key not in others and not is_free(key)}
+        read[name] = {key: str(value) for key, value in config.items() if key not in others and changes_results(key)}
     return params_digest(read)
 
 

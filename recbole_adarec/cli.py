@@ -33,7 +33,7 @@ of a run too. --quick: less of everything.
        python run_adarec.py experiment NAME [--seeds="[2020, 2021, 2022]"] [--workers=2] [--output=experiments]
 
 Several runs, compared on the same users; NAME is search-vs-random (--random=20 architectures), ablation, teachers,
-transfer (--scenes="[ml-100k, ml-1m]"), cprec (NextItNet against CpRec), or item-tables (AdaRec's student with a full
+transfer (--datasets="[ml-100k, ml-1m]"), cprec (NextItNet against CpRec), or item-tables (AdaRec's student with a full
 and an adaptive item table). --arms="[single level]": not all that ablation or cprec would run. Takes the keys of a run
 too; the same command continues it.
 
@@ -180,13 +180,14 @@ def _benchmark(arguments: list[str]) -> int:
 
 def _experiment(arguments: list[str]) -> int:
     from recbole_adarec.memory import keep_freed_memory
-    from recbole_adarec.studies.experiments import EXPERIMENTS, experiment_table, run_experiment
+    from recbole_adarec.studies.experiment_tables import experiment_table
+    from recbole_adarec.studies.experiments import EXPERIMENTS, run_experiment
 
     names = [argument for argument in arguments if not argument.startswith("--")]
     if len(names) != 1:
         raise AdaRecError(f"experiment: name one of {', '.join(EXPERIMENTS)}")
     files, values = parse_arguments([argument for argument in arguments if argument.startswith("--")])
-    own = {"scenes": list, "seeds": list, "random": int, "workers": int, "output": str, "arms": list}
+    own = {"datasets": list, "scenes": list, "seeds": list, "random": int, "workers": int, "output": str, "arms": list}
     given = _own(values, "experiment", own)
     if "random" in given:
         given["number"] = given.pop("random")
@@ -220,11 +221,11 @@ def _tune(arguments: list[str]) -> int:
     given = _own(values, "tune", own | {"max_evals": int, "early_stop": int, "workers": int})
     keep_freed_memory()
 
-    def told(record: dict[str, Any]) -> None:
+    def print_record(record: dict[str, Any]) -> None:
         score = record["error"] if record["status"] == "failed" else f"{record['metric']} {record['score']}"
         print(f"{record['status']}: {score}  {record['params']}", flush=True)
 
-    found = run_tuning(files, values, told=told, **given)
+    found = run_tuning(files, values, on_record=print_record, **given)
     folder = os.path.join(given.get("output", "tuning"), found["dataset"])
     if found["best"] is None:
         raise AdaRecError(f"tune: no trial finished; {os.path.join(folder, 'study.md')} says why")

@@ -1,12 +1,4 @@
-"""Keeps freed memory in the process, so that large temporary tensors cause no page faults.
-
-glibc returns large blocks to the operating system as soon as they are freed. Every page of the next block then costs a
-page fault.
-
-Notes
------
-A training step of the default teacher, measured on two cores: 145 ms with blocks kept, 182 ms without.
-"""
+"""Settings of this process: large freed blocks of memory are kept, and how many threads torch uses."""
 
 from __future__ import annotations
 
@@ -17,12 +9,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_memory(limit: int = 2**30) -> None:
-    """Let this process reuse freed blocks of memory. Does nothing without glibc.
+    """Let this process reuse freed blocks of up to `limit` bytes; does nothing without glibc.
 
-    Parameters
-    ----------
-    limit : int
-        Largest block that is kept, in bytes.
+    glibc returns large blocks to the system as soon as they are free, and every page of the next block costs a fault.
+
+    Notes
+    -----
+    Measured on two cores: a training step of the default teacher takes 145 ms instead of 182 ms when blocks are kept.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -32,3 +25,11 @@ def keep_freed_memory(limit: int = 2**30) -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * limit - 1)
     except (OSError, AttributeError):  # not glibc
         return
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use this many threads for an operation; None keeps torch's own number."""
+    if threads:
+        import torch  # here: the command line imports this module before it knows whether torch is needed
+
+        torch.set_num_threads(threads)

@@ -158,7 +158,8 @@ def _experiment(call: Call) -> int:
     _check_run_keys(call)
 
     from recbole_adarec.memory import keep_freed_memory
-    from recbole_adarec.studies.experiments import experiment_table, run_experiment
+    from recbole_adarec.studies.experiment_tables import experiment_table
+    from recbole_adarec.studies.experiments import run_experiment
 
     own = {"number" if name == "random" else name: value for name, value in call.own.items()}
     keep_freed_memory()
@@ -188,12 +189,12 @@ def _tune(call: Call) -> int:
     from recbole_adarec.memory import keep_freed_memory
     from recbole_adarec.studies.tuning.command import run_tuning
 
-    def told(record: dict[str, Any]) -> None:
+    def print_record(record: dict[str, Any]) -> None:
         score = record["error"] if record["status"] == "failed" else f"{record['metric']} {record['score']}"
         print(f"{record['status']}: {score}  {record['params']}", flush=True)
 
     keep_freed_memory()
-    found = run_tuning(call.files, call.values, told=told, **call.own)
+    found = run_tuning(call.files, call.values, on_record=print_record, **call.own)
     folder = os.path.join(call.own.get("output", "tuning"), found["dataset"])
     if found["best"] is None:
         raise AdaRecError(f"tune: no trial finished; {os.path.join(folder, 'study.md')} says why")
@@ -274,10 +275,11 @@ SUBCOMMANDS = {
             "teachers: each backbone; cprec: NextItNet against CpRec; item-tables: the student with a full and an "
             "adaptive item table.",
             _experiment, "finished runs are kept, the same command continues",
-            ("search-vs-random --workers=2", "transfer --scenes=\"[ml-100k, ml-1m]\"",
+            ("search-vs-random --workers=2", "transfer --datasets=\"[ml-100k, ml-1m]\"",
              "ablation --arms=\"[single level, no distillation]\""),
             (
-                _names("scenes", "Datasets of transfer."),
+                _names("datasets", "Datasets of transfer."),
+                _names("scenes", "The name of datasets in version 0.1."),
                 Option(Key("seeds", (list,), "Each run is made with all of them.", each=(int,), each_low=0,
                            nonempty=True), "[2020, 2021, 2022]"),
                 _count("random", "Random architectures of search-vs-random.", "20"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.search_space.cost import architecture_cost, layers_cost
 from recbole_adarec.report.page import report_html
 from recbole_adarec.report.text import report_markdown
+from recbole_adarec.report.writing import write_result
 from recbole_adarec.runs.run_folder import RunFolder
-from recbole_adarec.storage.files import plain, write_text
 
 REPORT_FORMAT = "recbole-adarec-report/1"
 
@@ -158,6 +157,5 @@ def write_report(
         Candidate operations of the search, in the order of the recorded α.
     """
     logs = training_logs or {}
-    write_text(folder / "report.json", json.dumps(plain(report), indent=1) + "\n")
-    write_text(folder / "report.md", report_markdown(report, logs))
-    write_text(folder / "report.html", report_html(report, logs, operations))
+    documents = {"md": report_markdown(report, logs), "html": report_html(report, logs, operations)}
+    write_result(folder.path, "report", report, documents)

@@ -41,7 +41,7 @@ SMALL = {
 # Keys of the subcommands themselves.
 OWN = {
     "compare": {"models", "reference", "fast_baselines", "output"},
-    "experiment": {"scenes", "seeds", "random", "workers", "output", "arms"},
+    "experiment": {"datasets", "seeds", "random", "workers", "output", "arms"},
     "tune": {"params_file", "tool", "algo", "scheduler", "ray_address", "output", "max_evals", "early_stop", "workers"},
     "benchmark": {"quick", "parts", "output"},
     "recommend": {"run_dir", "history", "users", "k", "plugins"},
@@ -63,7 +63,7 @@ NOT_RUN = {
     "python run_adarec.py --gamma=0": "experiment ablation trains a student without distillation",
     "python run_adarec.py --item_table=adaptive --student_total_budget=0.0625": "as with an eighth, which runs",
     "python run_adarec.py experiment item-tables": "two searches; tests of CpRec run it",
-    "python run_adarec.py experiment transfer --scenes=[ml-100k, ml-1m]": "two searches; tests of experiments run it",
+    "python run_adarec.py experiment transfer --datasets=[ml-100k, ml-1m]": "two searches; tests of experiments run it",
     "python run_adarec.py tune --params_file=mine.params --algo=random": "tests of tuning read such a file",
 }
 # The experiment's own keys, so that few trainings happen.

@@ -35,6 +35,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """RecBole writes into the current folder."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    torch.autograd.set_detect_anomaly(False)  # RecBole's SINE switches it on when it is imported: slow
 
 
 @pytest.fixture(scope="session")

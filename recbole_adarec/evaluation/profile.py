@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 from torch import nn
 
 from recbole_adarec.model.base import SequenceRecommender
@@ -54,6 +55,11 @@ def count_macs(model: Any, interaction: Any) -> int:
         Rows to score. The figure grows with the length of the histories: to compare models, use full length.
     """
     return counted_macs(lambda: model.full_sort_predict(interaction))
+
+
+def scores_all_items(model_class: type[Any]) -> bool:
+    """Whether models of a class score all items at once; RecBole's DIN and DIEN score one item at a time."""
+    return model_class.full_sort_predict is not AbstractRecommender.full_sort_predict
 
 
 def timing_rows(dataset: Any, device: torch.device | str) -> tuple[Any, Any]:

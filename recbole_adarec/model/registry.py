@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import recbole.utils
+import torch
 
 from recbole_adarec.model.cprec import CpRec
 from recbole_adarec.model.student import AdaRecStudent
@@ -26,4 +27,8 @@ def get_model(name: str) -> type[Any]:
     ValueError
         If RecBole has no model of that name either (raised by ``recbole.utils.get_model``).
     """
-    return MODELS[name] if name in MODELS else recbole.utils.get_model(name)
+    if name in MODELS:
+        return MODELS[name]
+    # RecBole's SINE switches anomaly detection on when it is imported: it is put back.
+    with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()):
+        return recbole.utils.get_model(name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_adarec.data.loading import Loaders
-from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed, timing_rows
+from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed, scores_all_items, timing_rows
 from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.search_space.cost import architecture_cost, layers_cost
 from recbole_adarec.report.page import report_html
@@ -41,14 +41,16 @@ def model_rows(
     """
     device = next(next(iter(models.values())).parameters()).device
     rows, longest = timing_rows(data.test._dataset, device)
-    speed = measure_speed(models, rows, repeats)
+    timed = {name: model for name, model in models.items() if scores_all_items(type(model))}
+    speed = measure_speed(timed, rows, repeats) if timed else {}
+    not_measured = {"latency_ms": None, "sequences_per_second": None}
     return [
         {
             "name": name,
             "kind": kinds.get(name, name),
             "parameters": count_parameters(model),
-            "macs_per_sequence": count_macs(model, longest),
-            **speed[name],
+            "macs_per_sequence": count_macs(model, longest) if name in timed else None,
+            **speed.get(name, not_measured),
             "valid": results[name]["valid"],
             "test": results[name]["test"],
         }

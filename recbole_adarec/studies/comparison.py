@@ -15,12 +15,13 @@ from recbole_adarec.config.stages import stage_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.per_user import UserScores, user_scores
-from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed, timing_rows
+from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed, scores_all_items, timing_rows
 from recbole_adarec.evaluation.significance import paired_difference, paired_tests
 from recbole_adarec.interop.baselines import build_baseline, train_baseline
 from recbole_adarec.interop.every_position import EVERY_POSITION_MODELS
 from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.memory import use_threads
+from recbole_adarec.model.registry import get_model
 from recbole_adarec.model.stored import build_model
 from recbole_adarec.report.writing import write_result
 from recbole_adarec.runs.pipeline import Run
@@ -152,6 +153,8 @@ class Comparison:
         config = baseline_config(self.values, name, every_position=self._on_every_position(name))
         if config["MAX_ITEM_LIST_LENGTH"] != self.config["MAX_ITEM_LIST_LENGTH"]:
             raise AdaRecError("compare: MAX_ITEM_LIST_LENGTH has to be the same for all models; give it without prefix")
+        if not scores_all_items(get_model(name)):
+            raise AdaRecError(f"compare: {name} scores one item at a time, so users cannot be ranked; leave it out")
         return config
 
     def _on_every_position(self, name: str) -> bool:

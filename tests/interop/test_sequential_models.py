@@ -113,6 +113,15 @@ def test_the_command_line_loads_the_item_features_of_a_model(name, shop, capsys)
     assert report["models"][0]["name"] == name and report["models"][0]["test"]["recall@10"] > 0
 
 
+def test_a_model_that_scores_one_item_at_a_time_is_reported_and_not_compared(shop, capsys):
+    data = ["--dataset=shop", f"--data_path={shop}", "--epochs=1", "--show_progress=False"]
+    assert main(["--model=DIN", "--run_dir=run", *data]) == 0, capsys.readouterr().err
+    (row,) = json.loads(Path("run/report.json").read_text())["models"]
+    assert row["latency_ms"] is None and row["macs_per_sequence"] is None and row["test"]["recall@10"] > 0
+    assert main(["compare", "--models=DIN", *data]) == 2
+    assert "DIN scores one item at a time" in capsys.readouterr().err
+
+
 def test_an_item_feature_that_is_not_there_is_named(shop, capsys):
     arguments = ["--model=SASRecF", "--dataset=shop", f"--data_path={shop}", "--selected_features=[colour]", *SMALL]
     assert main(arguments) == 2

@@ -1,4 +1,4 @@
-"""Items of the history: what they lose or gain, found by validation, in scores, candidates and the k best alike."""
+"""The repeat bias of seen items, fitted on validation data, in scores, candidates, the k best items and the losses."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def test_the_k_best_are_those_of_all_scores(ml100k, item_table, bias):
     torch.manual_seed(0)
     for length in (1, 7, 50):
         item_seq = torch.randint(1, model.n_items, (3, length))
-        item_seq[:, -1] = item_seq[:, 0]  # one that was taken twice counts once
+        item_seq[:, -1] = item_seq[:, 0]  # an item that occurs twice counts once
         lengths = torch.full((3,), length)
         scores = model.scores(item_seq, lengths)
         scores[:, 0] = -torch.inf
         for k in (1, 10, model.n_items - 1):
-            found, expected = model.top_k(item_seq, lengths, k), scores.topk(k)
-            torch.testing.assert_close(found.scores, expected.values)
-            torch.testing.assert_close(scores.gather(1, found.items), expected.values)
-            assert all(len(set(row)) == k for row in found.items.tolist())
+            top, expected = model.top_k(item_seq, lengths, k), scores.topk(k)
+            torch.testing.assert_close(top.scores, expected.values)
+            torch.testing.assert_close(scores.gather(1, top.items), expected.values)
+            assert all(len(set(row)) == k for row in top.items.tolist())
 
 
 @torch.no_grad()
-def test_every_item_of_a_history_has_the_bias_once_and_no_other_has_it(ml100k):
+def test_every_seen_item_has_the_bias_once_and_no_other_item_has_it(ml100k):
     model = student_of(ml100k)
     rows = ml100k.test._dataset[torch.arange(20)]
     plain = model.full_sort_predict(rows)
     model.repeat_bias.fill_(-3.0)
     difference = model.full_sort_predict(rows) - plain
-    own = torch.zeros_like(plain, dtype=torch.bool).scatter(1, rows["item_id_list"], True)
-    torch.testing.assert_close(difference[:, 1:], torch.where(own, -3.0, 0.0)[:, 1:], rtol=0, atol=1e-4)
+    seen = torch.zeros_like(plain, dtype=torch.bool).scatter(1, rows["item_id_list"], True)
+    torch.testing.assert_close(difference[:, 1:], torch.where(seen, -3.0, 0.0)[:, 1:], rtol=0, atol=1e-4)
     rows.interaction["item_id"] = rows["item_id_list"][:, 0]
     candidate = model.predict(rows)
     torch.testing.assert_close(candidate, model.full_sort_predict(rows).gather(1, rows["item_id"][:, None])[:, 0])
@@ -61,7 +61,7 @@ def test_a_fitted_model_repeats_about_as_often_as_the_data(ml100k, share):
     assert float(model.repeat_bias) == pytest.approx(again)
 
 
-def test_where_nobody_repeats_it_raises_rank_and_likelihood(ml100k):
+def test_where_nobody_repeats_the_fitted_bias_raises_rank_and_likelihood(ml100k):
     """MovieLens: no film is rated twice."""
     share = repeat_share(ml100k.valid)
     assert share == pytest.approx(0.5 / (len(ml100k.valid._dataset) + 1))
@@ -74,12 +74,12 @@ def test_where_nobody_repeats_it_raises_rank_and_likelihood(ml100k):
     after = user_scores(model, ml100k.test)
     assert float(model.repeat_bias) < -1
     assert after.ndcg.mean() > before.ndcg.mean() and after.log_likelihood.mean() > before.log_likelihood.mean()
-    # Among new items it changes nothing, and there it says what it always knew.
+    # The ranking of new items among each other does not change.
     torch.testing.assert_close(after.ndcg_new, before.ndcg_new)
     assert (before.ndcg_new >= before.ndcg).all()
 
 
-def test_a_given_bias_is_kept(ml100k):
+def test_a_bias_of_the_configuration_is_not_fitted(ml100k):
     config = make_config("student", repeat_bias=-1.0)
     model = get_model("AdaRecStudent")(config, ml100k.train._dataset)
     get_trainer(config["MODEL_TYPE"], config["model"])(config, model).fit_repeat_bias(ml100k.valid)

@@ -113,11 +113,11 @@ def test_a_finished_stage_is_never_repeated(finished, tiny, monkeypatch):
 def test_the_teacher_is_asked_once_for_all_that_need_the_same(tiny, tmp_path, monkeypatch, values, times):
     asked, freed = [], []
     monkeypatch.setattr(cache, "CachedTeacher", lambda *args, **kw: asked.append(args) or CachedTeacher(*args, **kw))
-    forget = TeacherOutputCache.forget
-    monkeypatch.setattr(TeacherOutputCache, "forget", lambda self: freed.append(self) or forget(self))
+    clear = TeacherOutputCache.clear
+    monkeypatch.setattr(TeacherOutputCache, "clear", lambda self: freed.append(self) or clear(self))
     run_adarec("tiny", config_dict={**FAST, **values, "data_path": str(tiny)}, run_dir=tmp_path / "r")
     assert len(asked) == times
-    assert freed and freed[-1]._kept is None  # the report has the memory
+    assert freed and freed[-1]._cached is None  # the report has the memory
 
 
 def test_a_continued_run_gives_the_numbers_of_an_unbroken_one(finished, tiny, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.item_table.base import ItemTable, TopK
+from recbole_adarec.model.item_table.base import TopK
 from recbole_adarec.model.stored import build_model
 from recbole_adarec.model.teachers.base import AdaRecTeacher
 from recbole_adarec.storage.model_files import load_state
@@ -91,9 +91,6 @@ class Recommender:
         """What `recommend` gives as ids and scores ``[1, k]``, with the share of the catalog that was scored for it."""
         if not 1 <= k < len(self.item_tokens):
             raise AdaRecError(f"k is {k}, expected 1 to {len(self.item_tokens) - 1}")
-        if not isinstance(self.model.item_table, ItemTable):  # a model of RecBole's, which scores all items
-            best = self.scores([history]).topk(k)
-            return TopK(best.indices, best.values, 1.0)
         row = self._ids(history).to(next(self.model.parameters()).device)
         return self.model.top_k(row, torch.tensor([row.shape[1]], device=row.device), k)
 

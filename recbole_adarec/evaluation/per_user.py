@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recbole_adarec.model.item_table.base import ItemTable
+from recbole_adarec.model.base import SequenceRecommender
 
 
 class UserScores(NamedTuple):
@@ -74,6 +74,8 @@ def user_scores(model: Any, loader: Any, k: int = 10) -> UserScores:
 
 
 def unserved_prior_of(model: Any) -> Tensor | float:
-    """What a model knows of popularity and does not rank by, ``[I]``: it counts in the likelihood of an item."""
-    table = getattr(model, "item_table", None)
-    return table.unserved_prior if isinstance(table, ItemTable) else 0.0
+    """The part of the item priors that a model leaves out of its scores, ``[I]``; 0 for a RecBole model.
+
+    It belongs to the likelihood of an item.
+    """
+    return model.item_table.unserved_prior if isinstance(model, SequenceRecommender) else 0.0

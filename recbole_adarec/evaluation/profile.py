@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from recbole_adarec.model.base import SequenceRecommender
-from recbole_adarec.model.item_table.base import ItemTable
 from recbole_adarec.model.search_space.cost import counted_macs
 
 
@@ -20,8 +19,8 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if isinstance(model, SequenceRecommender):
         table = sum(p.numel() for p in model.item_table.parameters() if p.requires_grad)
-        kept = model.item_table.parameter_count() if isinstance(model.item_table, ItemTable) else table
-        return {"total": kept + total - table, "item_table": kept, "layers": total - table}
+        stored = model.item_table.parameter_count()
+        return {"total": stored + total - table, "item_table": stored, "layers": total - table}
     n_items = getattr(model, "n_items", None)  # a RecBole model names its parts as it likes
     table = sum(
         module.weight.numel()

@@ -241,7 +241,7 @@ def fixed_pairs(name: str, student_layers: int, teacher_layers: int, seed: int) 
     return [min(max(j, 0), t - 1) for j in pairs]
 
 
-Mapping = Callable[[int, int, Any], "EMDMapping | FixedMapping"]
+MappingBuilder = Callable[[int, int, Any], "EMDMapping | FixedMapping"]
 """Builds a mapping from S, T and the configuration."""
 
 
@@ -249,11 +249,11 @@ def _emd(student_layers: int, teacher_layers: int, config: Any) -> EMDMapping:
     return EMDMapping(student_layers, teacher_layers, config["layer_weight_floor"], config["layer_weight_momentum"])
 
 
-def _one_to_one(name: str) -> Mapping:
+def _one_to_one(name: str) -> MappingBuilder:
     return lambda s, t, config: FixedMapping(fixed_pairs(name, s, t, config["seed"]), t)
 
 
-MAPPINGS: dict[str, Mapping] = {
+MAPPINGS: dict[str, MappingBuilder] = {
     "emd": _emd,
     **{name: _one_to_one(name) for name in ("left", "right", "left_jump", "right_jump", "random")},
     "none": _emd,  # built, and not used

@@ -196,7 +196,7 @@ class _SoftmaxLosses(torch.autograd.Function):
             if teacher is not None:
                 p, kl = teacher.divergence(part, t, x, log_sum)
                 kl_weight = weights.kl * t
-            # Cross entropy wants the softmax at temperature 1; at t = 2 it is the square of this one, no second exp.
+            # Cross entropy needs the softmax at temperature 1; at t = 2 it is the square of this one, no second exp.
             if t == 1:
                 log_q = target_logit - log_sum
                 gradient.mul_(weights.ce + kl_weight)

@@ -47,7 +47,7 @@ def deduplicated(item_seq: Tensor) -> Tensor:
 
 
 def seen_up_to(item_seq: Tensor, rows: Tensor) -> Tensor:
-    """Ids of the items seen up to some positions, that position's item included.
+    """Ids of the items seen up to some positions, the item at the position included.
 
     Parameters
     ----------

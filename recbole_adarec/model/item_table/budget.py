@@ -115,8 +115,8 @@ def _finest(sizes: tuple[int, ...], size: int, limit: int, tied: bool) -> tuple[
 
     The loss of a block's codes is weighted by how often its items are targets, estimated as the inverse of an item's
     rank plus the size of the head (Zipf and Mandelbrot). Codes become coarser, one block at a time, where the least is
-    lost for what it saves. A code of s channels has 8/s bits for each, and loses about 4^(-8/s) of a row (Gersho and Gray,
-    Vector Quantization and Signal Compression, 1992, chapter 5).
+    lost for what it saves. A code of s channels has 8/s bits for each, and loses about 4^(-8/s) of a row (Gersho and
+    Gray, Vector Quantization and Signal Compression, 1992, chapter 5).
 
     Notes
     -----

@@ -1,8 +1,9 @@
-"""Several processes: each trains on its share of every batch, and all of them hold the same weights.
+"""Data-parallel training: each process trains on its share of every batch, and all of them hold the same weights.
 
-The process group is torch's own (``torchrun``, or ``--nproc``): gloo on CPUs, NCCL on GPUs. RecBole is not told: its
-own way needs NCCL and wraps the model, and a supernet's unused operations have no gradient. Everything here is the
-identity where there is one process.
+The process group is torch's (started by ``torchrun`` or ``--nproc``): gloo on CPUs, NCCL on GPUs. RecBole's distributed
+mode is not used. It needs NCCL and wraps the model in ``DistributedDataParallel``, which expects a gradient for every
+parameter; in a supernet the operations that are not drawn have none. With one process every function of this module
+returns its input unchanged.
 """
 
 from __future__ import annotations
@@ -23,12 +24,18 @@ from torch import Tensor
 from recbole_adarec.errors import AdaRecError
 
 T = TypeVar("T")
-_TIMEOUT = timedelta(days=7)  # the others wait while the first process trains a baseline
+_TIMEOUT = timedelta(days=7)  # the other processes wait while the first one trains a baseline
 _joined = False
 
 
 def world_size() -> int:
-    """Number of processes; known from the environment before the group is there."""
+    """Number of processes, read from the environment before the process group exists.
+
+    Raises
+    ------
+    AdaRecError
+        If the environment variable WORLD_SIZE is not a number.
+    """
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
     text = os.environ.get("WORLD_SIZE", "1")
@@ -38,14 +45,14 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Index of this process among all processes, from 0."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, from 0."""
+    """Index of this process among those of its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
 
 
@@ -55,17 +62,22 @@ def local_world_size() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and speaks to the user."""
+    """Whether this is process 0, which writes the files and the log."""
     return rank() == 0
 
 
 def start(device: torch.device) -> None:
-    """Join the process group, if the environment names one and it is not joined yet.
+    """Join the process group that the environment names. Does nothing with one process, or when called again.
+
+    Parameters
+    ----------
+    device : torch.device
+        Device of this process; it decides between NCCL and gloo.
 
     Raises
     ------
     AdaRecError
-        If the environment names only a part of it.
+        If the environment describes the group incompletely.
     """
     global _joined
     if world_size() > 1 and not dist.is_initialized():
@@ -81,7 +93,7 @@ def start(device: torch.device) -> None:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -89,8 +101,8 @@ def stop() -> None:
 def leave(code: int) -> NoReturn:
     """End this process with an exit code.
 
-    One that was in a process group ends at once: a thread of gloo that gives up its last tensor while Python takes
-    itself apart aborts the process ("terminate called without an active exception"), now and then.
+    A process that was in a process group exits without Python's clean-up. During the clean-up a thread of gloo that
+    frees its last tensor sometimes aborts the process ("terminate called without an active exception").
     """
     if _joined:
         logging.shutdown()
@@ -101,23 +113,23 @@ def leave(code: int) -> NoReturn:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this function."""
     if world_size() > 1:
         dist.barrier()
 
 
 def from_first(value: T) -> T:
-    """The first process's value, in every process."""
+    """Value of process 0, in every process. It must be picklable."""
     if world_size() == 1:
         return value
-    box: list[Any] = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 @torch.no_grad()
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors by those of the first process."""
+    """Overwrite tensors, in place, by those of process 0."""
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
@@ -125,7 +137,7 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def total(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
+    """Sum of a tensor over all processes; `tensor` is overwritten by it and returned."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -133,7 +145,10 @@ def total(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def add_gradients(parameters: Iterable[Tensor]) -> None:
-    """Sum the gradients of all processes, which have them at the same parameters: dense ones in one message."""
+    """Sum the gradients of `parameters` over all processes, in place.
+
+    The same parameters must have a gradient in every process. All dense gradients travel in one message.
+    """
     if world_size() == 1:
         return
     dense: list[Tensor] = []
@@ -151,7 +166,7 @@ def add_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def _add_sparse(gradient: Tensor) -> Tensor:
-    """Sum of sparse gradients ``[I, C]``: rows and values of all processes side by side."""
+    """Sum of sparse gradients ``[I, C]``: rows and values of all processes are concatenated, then coalesced."""
     gradient = gradient.coalesce()
     rows, values = gather(gradient.indices()[0]), gather(gradient.values())
     return torch.sparse_coo_tensor(rows[None], values, gradient.shape, check_invariants=False).coalesce()
@@ -159,7 +174,10 @@ def _add_sparse(gradient: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather(tensor: Tensor) -> Tensor:
-    """The tensors of all processes along the first dimension, in order; their lengths may differ."""
+    """Concatenation of the tensors of all processes along the first dimension, in the order of the processes.
+
+    Lengths along the first dimension may differ between processes; the other dimensions must agree.
+    """
     if world_size() == 1:
         return tensor
     lengths = [torch.zeros(1, dtype=torch.long, device=tensor.device) for _ in range(world_size())]
@@ -180,31 +198,31 @@ def launch(
     Parameters
     ----------
     function : callable
-        Gives an exit code.
+        Is called with `arguments` and returns an exit code.
     arguments : sequence of str
-        What each of them is called with.
+        Arguments of `function`, the same in every process.
     nproc : int
-        Processes here.
+        Number of processes on this machine.
     ip, port : str, int
-        Where the first process of all listens; port 0 takes a free one.
+        Address at which process 0 listens; port 0 selects a free port.
     world : int
-        Processes on all machines.
+        Number of processes on all machines.
     offset : int
-        Number of the first process here.
+        Index of the first process of this machine among all processes.
 
     Returns
     -------
     int
-        0, or the exit code of the process that failed first; the others are ended then.
+        0, or the exit code of the process that failed first; the others are terminated then.
     """
     if port == 0:
-        with socket.socket() as free:
-            free.bind(("", 0))
-            port = free.getsockname()[1]
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
     environment = {
         "MASTER_ADDR": ip, "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(nproc)
     }  # fmt: skip
-    # Processes that share the cores must not each start as many threads as there are cores.
+    # Without this every process starts as many threads as the machine has cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // nproc, 1)))
     try:
         mp.start_processes(_worker, (function, list(arguments), environment, offset), nproc, start_method="spawn")
@@ -214,7 +232,8 @@ def launch(
 
 
 def _worker(
-    number: int, function: Callable[..., int], arguments: list[str], environment: dict[str, str], offset: int
+    index: int, function: Callable[..., int], arguments: list[str], environment: dict[str, str], offset: int
 ) -> None:
-    os.environ.update(environment, RANK=str(offset + number), LOCAL_RANK=str(number))
+    """Run `function` in a new process, whose environment names its place in the process group."""
+    os.environ.update(environment, RANK=str(offset + index), LOCAL_RANK=str(index))
     leave(function(arguments))

@@ -1,8 +1,9 @@
-"""The one exception that users are meant to see."""
+"""The exception for input that cannot be used."""
 
 
 class AdaRecError(Exception):
-    """Input that cannot be used: the message is one line that names what is wrong, where, and what would be right.
+    """Raised for input that cannot be used.
 
-    The command line prints it on stderr and exits with code 2.
+    The message is one line. It names what is wrong, where it is, and what would be right. The command line prints it on
+    stderr and exits with code 2.
     """

@@ -1,4 +1,4 @@
-"""The user's own operations, teacher adapters and layer mappings: Python files that are run before anything else."""
+"""Plugins: Python files of the user that register operations, backbones, teacher adapters and layer mappings."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _loaded: dict[Path, ModuleType] = {}
 
 
 def load_plugins(files: str | Path | Sequence[str | Path] | None) -> list[str]:
-    """Run plugin files, each once in a process; what they register is known from then on.
+    """Run plugin files, each once per process, so that the names they register can be used.
 
     Parameters
     ----------
-    files : path-like, or several
-        Looked for where you stand, then in properties/.
+    files : path-like, sequence of path-like, or None
+        Each is looked for in the current folder, then in properties/.
 
     Returns
     -------
     list of str
-        Their absolute paths.
+        Absolute paths of the files.
 
     Raises
     ------
     AdaRecError
-        If a file is missing, or fails: names the file and the line.
+        If a file is missing or raises an error; the message names the file and the line.
     """
     names = [files] if isinstance(files, (str, Path)) else files or []
     paths = [find_file(str(name), "plugins").resolve() for name in names]
@@ -42,12 +42,13 @@ def load_plugins(files: str | Path | Sequence[str | Path] | None) -> list[str]:
 
 
 def _run(path: Path) -> ModuleType:
+    """Import a file as a module with a unique name."""
     name = f"recbole_adarec_plugin_{len(_loaded)}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise AdaRecError(f"plugins: {path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs, as for any import
+    sys.modules[name] = module  # before it runs, as Python's import does
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -55,8 +56,9 @@ def _run(path: Path) -> ModuleType:
         if isinstance(error, SyntaxError) and error.lineno is not None:
             line: int | None = error.lineno
         else:
-            own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-            line = own[-1] if own else None
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+            line = lines[-1] if lines else None
         kind = "" if isinstance(error, AdaRecError) else f"{type(error).__name__}: "
         where = f"{path}, line {line}" if line else str(path)
         raise AdaRecError(f"plugins: {where}: {kind}{' '.join(str(error).split())}") from error

@@ -1,4 +1,4 @@
-"""The place of `objective_function` in version 0.1, kept for scripts that import it from here."""
+"""`objective_function` for RecBole's `HyperTuning`: the module that scripts of version 0.1 import it from."""
 
 from __future__ import annotations
 

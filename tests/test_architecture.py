@@ -1,4 +1,4 @@
-"""The architecture file: a round trip, and one clear line for what is wrong in it."""
+"""The architecture file: round trip, and one clear line for each error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_edges_are_ordered_by_node():
     assert edges(3) == [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
 
 
-def test_edges_behind_a_node_that_receives_nothing_are_dead():
+def test_edges_behind_a_node_without_input_are_not_live():
     assert live_edges(("none", "conv_3", "conv_3", "skip", "conv_5", "none"), 3) == [
         False,
         True,
@@ -59,12 +59,12 @@ def test_edges_behind_a_node_that_receives_nothing_are_dead():
         ({"share_cells": 0}, "share_cells is 0"),
     ],
 )
-def test_what_is_wrong_is_named(change, message):
+def test_an_error_is_named(change, message):
     with pytest.raises(AdaRecError, match=message):
         Architecture.from_dict({"format": FORMAT, "hidden_size": 8, "cells": [CELL], **change})
 
 
-def test_files_that_are_no_architecture(tmp_path):
+def test_files_that_hold_no_architecture_are_refused(tmp_path):
     for content in ("[1, 2", "just text", "- 1"):
         (tmp_path / "x.yaml").write_text(content)
         with pytest.raises(AdaRecError, match="x.yaml"):
@@ -73,5 +73,5 @@ def test_files_that_are_no_architecture(tmp_path):
         Architecture.load(tmp_path / "missing.yaml")
 
 
-def test_the_shipped_architecture_is_one():
+def test_the_shipped_architecture_loads():
     assert Architecture.load(PROPERTIES / "architecture/default.yaml").hidden_size == 32

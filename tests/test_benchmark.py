@@ -1,4 +1,4 @@
-"""The benchmark: what it promises of its data, its figures and its file, on a dataset where all of it takes seconds."""
+"""The benchmark: its measurements, tables and file on a tiny dataset, its instruments and its synthetic data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 from recbole_adarec import cli
 from recbole_adarec.cli import main
-from recbole_adarec.studies.benchmark import benchmark
-from recbole_adarec.studies.benchmark.benchmark import PARTS, Sizes, run_benchmark
+from recbole_adarec.studies.benchmark import benchmark, instruments
+from recbole_adarec.studies.benchmark.benchmark import PARTS, run_benchmark
 from recbole_adarec.studies.benchmark.instruments import (
     PeakMemory,
     Stopwatch,
@@ -20,6 +20,7 @@ from recbole_adarec.studies.benchmark.instruments import (
     replaced,
     synthetic_interactions,
 )
+from recbole_adarec.studies.benchmark.sizes import Sizes
 
 SMALL = Sizes(2, 32, 2, 4, 3, 2, 3, ((500, 40), (1_000, 40)), 4, 5, 2_000, 5)
 MODEL = {
@@ -38,21 +39,21 @@ MODEL = {
 }
 
 
-def refused(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+def error_line(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a refused command prints."""
     assert main(list(arguments)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     return line
 
 
-def figures(value):
-    """All measured figures of a result, and that what looks like one is whole."""
+def measurements(value):
+    """All medians of a result; checks that each is complete."""
     if isinstance(value, dict) and "median" in value:
         assert set(value) == {"median", "q1", "q3", "n"} and value["n"] >= 1
         assert value["q1"] <= value["median"] <= value["q3"]
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [found for each in inner for found in figures(each)]
+    return [measurement for each in inner for measurement in measurements(each)]
 
 
 def test_all_parts_and_their_file(tiny, tmp_path, capsys):
@@ -66,7 +67,7 @@ def test_all_parts_and_their_file(tiny, tmp_path, capsys):
 
     teacher = result["teacher"]
     sizes = [teacher[name]["parameters"]["total"] for name in ("ours", "recbole")]
-    assert min(sizes) > 0.8 * max(sizes)  # RecBole's has one linear layer more, which is much of so small a model
+    assert min(sizes) > 0.8 * max(sizes)  # RecBole's has one linear layer more, a large part of a model this small
     assert teacher["ours"]["ours_against_it"]["median"] == 1
 
     search = result["search"]
@@ -89,37 +90,37 @@ def test_all_parts_and_their_file(tiny, tmp_path, capsys):
 
     for cell, (interactions, items) in zip(result["growth"], SMALL.cells, strict=True):
         assert (cell["interactions"], cell["catalog"]) == (interactions, items)
-        assert cell["targets"] == interactions - 3 * cell["users"]  # the first has no past, two are held out
+        assert cell["targets"] == interactions - 3 * cell["users"]  # the first item has no history, two are held out
         assert min(cell["peak_mb"].values()) > 50
         assert cell["search"]["item_loss"] in ("full", "chunked")
     assert result["ranking"]["catalog"] == 2_000 and result["ranking"]["scored"]["median"] <= 1
-    assert len(figures(result)) > 50
+    assert len(measurements(result)) > 50
     tables = capsys.readouterr().out
     for words in ("Teacher training", "Search step", "Inference", "Growth on synthetic data"):
         assert words in tables
-    # Nothing is left behind, neither files nor settings.
+    # No other file is written, and no setting is changed.
     assert set(Path.cwd().iterdir()) - before == {output.parent}
     assert not torch.is_anomaly_enabled()
 
 
 def test_parts_sum_to_the_step(tiny, tmp_path, monkeypatch):
-    """Every watched step: the parts and the rest are the whole, and the rest is no overlap counted twice."""
-    seen = []
-    monkeypatch.setattr(benchmark, "Stopwatch", lambda: seen.append(Stopwatch()) or seen[-1])
-    work = benchmark.Benchmark([], {"dataset": "tiny", "data_path": str(tiny), **MODEL}, SMALL, tmp_path)
-    result = work.measure("search")
+    """The parts and the rest make up the step, and no time is counted twice."""
+    watches = []
+    monkeypatch.setattr(benchmark, "Stopwatch", lambda: watches.append(Stopwatch()) or watches[-1])
+    measured = benchmark.Benchmark([], {"dataset": "tiny", "data_path": str(tiny), **MODEL}, SMALL, tmp_path)
+    result = measured.measure("search")
     for side in ("weights", "alpha"):
         parts = result[side]["parts_ms"]
-        # The least disturbed steps: a tiny one is a few milliseconds, and the machine may look away for fifty.
+        # Quartiles: a step takes a few milliseconds here, and the system may interrupt it for fifty.
         assert 0.3 * result[side]["step_ms"]["q1"] < sum(part["q3"] for part in parts.values())
         assert sum(part["q1"] for part in parts.values()) < 3 * result[side]["step_ms"]["q3"]
         assert parts["rest"]["q1"] >= 0
-    assert any(watch.ms for watch in seen) and any(not watch.ms for watch in seen)
+    assert any(watch.ms for watch in watches) and any(not watch.ms for watch in watches)
 
 
-def test_stopwatch_counts_nested_parts_once_and_leaves_no_trace(monkeypatch):
+def test_the_stopwatch_counts_nested_parts_once_and_restores_the_functions(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(benchmark, "clock", lambda: now[0])
+    monkeypatch.setattr(instruments, "clock", lambda: now[0])
 
     class Work:
         def inner(self):
@@ -135,7 +136,7 @@ def test_stopwatch_counts_nested_parts_once_and_leaves_no_trace(monkeypatch):
             raise ValueError
 
     work, watch = Work(), Stopwatch()
-    with watch.on([("inner", work, "inner"), ("outer", work, "outer"), ("fails", Work, "fails")]):
+    with watch.timing([("inner", work, "inner"), ("outer", work, "outer"), ("fails", Work, "fails")]):
         work.outer()
         with pytest.raises(ValueError):
             work.fails()
@@ -143,7 +144,7 @@ def test_stopwatch_counts_nested_parts_once_and_leaves_no_trace(monkeypatch):
     assert vars(work) == {} and not hasattr(Work.fails, "__wrapped__")
 
 
-def test_replaced_restores_what_was_there():
+def test_a_replaced_attribute_is_restored():
     module = torch.nn.Linear(2, 2)
     with pytest.raises(RuntimeError), replaced(module, "forward", None), replaced(torch.Tensor, "backward", None):
         assert module.forward is None and torch.Tensor.backward is None
@@ -153,7 +154,7 @@ def test_replaced_restores_what_was_there():
 
 
 @pytest.mark.parametrize(("interactions", "items"), [(5_000, 100), (1_000, 1_000), (1_000, 3_000)])
-def test_synthetic_data(interactions, items):
+def test_synthetic_items_follow_zipfs_law_and_every_item_occurs(interactions, items):
     table = synthetic_interactions(interactions, items)
     counts = table["item_id:token"].value_counts()
     assert len(table) == interactions and len(counts) == min(items, interactions)
@@ -164,12 +165,12 @@ def test_synthetic_data(interactions, items):
     assert table.equals(synthetic_interactions(interactions, items))
 
 
-def test_figure():
+def test_quartiles_have_four_digits():
     assert quartiles([4.0]) == {"median": 4.0, "q1": 4.0, "q3": 4.0, "n": 1}
     assert quartiles([1.0, 2.0, 3.0, 4.0, 123456.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "n": 5}
 
 
-def test_peak_memory_sees_what_is_gone_again():
+def test_peak_memory_includes_memory_that_was_freed_again():
     with PeakMemory() as before:
         pass
     with PeakMemory() as peak:
@@ -177,13 +178,13 @@ def test_peak_memory_sees_what_is_gone_again():
     assert before.mb + 150 < peak.mb < before.mb + 1000
 
 
-def test_the_verb(monkeypatch, tmp_path, capsys):
-    asked = []
-    monkeypatch.setattr(benchmark, "run_benchmark", lambda *args: asked.append(args))
+def test_the_subcommand_passes_its_arguments(monkeypatch, tmp_path, capsys):
+    calls = []
+    monkeypatch.setattr(benchmark, "run_benchmark", lambda *args: calls.append(args))
     monkeypatch.setattr(cli, "_run", lambda *args: pytest.fail("a run was started"))
     assert main(["benchmark"]) == 0
     assert main(["benchmark", "--quick", "--parts=[search]", f"--output={tmp_path / 'x.json'}", "--seed=3"]) == 0
-    assert asked == [
+    assert calls == [
         ([], {}, list(PARTS), benchmark.FULL, "benchmark.json"),
         ([], {"seed": 3}, ["search"], benchmark.QUICK, str(tmp_path / "x.json")),
     ]
@@ -208,7 +209,7 @@ def test_the_verb(monkeypatch, tmp_path, capsys):
         (["benchmark", "--dataset=nowhere"], "unknown dataset 'nowhere'"),
     ],
 )
-def test_refused(arguments, words, capsys):
+def test_wrong_input_is_refused_before_anything_is_written(arguments, words, capsys):
     Path("benchmark.json").write_text("an older one")
-    assert words in refused(*arguments, capsys=capsys)
+    assert words in error_line(*arguments, capsys=capsys)
     assert Path("benchmark.json").read_text() == "an older one"

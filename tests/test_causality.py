@@ -31,11 +31,12 @@ def student(ml100k):
         "hidden_size": 32,
         "cells": [node, [operations[6:7]] + node[1:]],
     }
-    return shaken(get_model("AdaRecStudent")(make_config("student", architecture=architecture), ml100k.train._dataset))
+    config = make_config("student", architecture=architecture)
+    return shaken(get_model("AdaRecStudent")(config, ml100k.train._dataset))
 
 
 def shaken(model):
-    """Random weights everywhere: gates that start closed would hide a leak."""
+    """Random weights everywhere: scalars that start at 0 would hide a leak."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -48,14 +49,14 @@ def tensors(encoding):
 
 
 def models(ml100k):
-    found = {name: teacher(ml100k, name) for name in CAUSAL}
-    return found | {"supernet": supernet(ml100k), "student": student(ml100k)}
+    teachers = {name: teacher(ml100k, name) for name in CAUSAL}
+    return teachers | {"supernet": supernet(ml100k), "student": student(ml100k)}
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_one_sequence_is_treated_as_in_a_batch(name):
+def test_one_sequence_gives_the_same_alone_and_in_a_batch(name):
     operation, x = OPERATIONS[name].build(8), torch.rand(3, 20, 8)
-    with torch.inference_mode():  # first, and what it leaves behind can still be trained with
+    with torch.inference_mode():  # first, so that training uses what inference cached
         alone = torch.cat([operation(row) for row in x.split(1)])
     together = operation(x.requires_grad_())
     torch.testing.assert_close(alone.clone(), together.detach())
@@ -64,7 +65,7 @@ def test_one_sequence_is_treated_as_in_a_batch(name):
 
 
 @torch.no_grad()
-def test_later_items_change_nothing_bit_for_bit(ml100k):
+def test_no_state_depends_on_later_items(ml100k):
     sequence = torch.randint(1, 1000, (3, 30))
     for name, model in models(ml100k).items():
         before = tensors(model.encode(sequence))
@@ -79,7 +80,7 @@ def test_later_items_change_nothing_bit_for_bit(ml100k):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [*CAUSAL, "BERT4Rec", "supernet", "student"])
-def test_padding_changes_no_score(ml100k, name):
+def test_no_score_depends_on_padding(ml100k, name):
     model = teacher(ml100k, name) if name in (*CAUSAL, "BERT4Rec") else models(ml100k)[name]
     sequence, lengths = torch.randint(1, 1000, (4, 12)), torch.tensor([12, 12, 12, 12])
     short = model.item_table.scores(model(sequence, lengths))
@@ -90,7 +91,7 @@ def test_padding_changes_no_score(ml100k, name):
 
 
 @torch.no_grad()
-def test_ranking_many_sequences_is_ranking_each(ml100k):
+def test_sequences_score_the_same_together_and_alone(ml100k):
     rows = ml100k.test._dataset[torch.arange(150)]
     for model in (*models(ml100k).values(), teacher(ml100k, "BERT4Rec")):
         together = model.full_sort_predict(rows)
@@ -100,8 +101,8 @@ def test_ranking_many_sequences_is_ranking_each(ml100k):
 
 
 @torch.no_grad()
-def test_bert4rec_teaches_only_behind_its_input(ml100k):
-    """Its lesson at t must not change with the items after t, bidirectional as it is."""
+def test_distillation_targets_of_bert4rec_do_not_depend_on_later_items(ml100k):
+    """Although the model is bidirectional."""
     model = teacher(ml100k, "BERT4Rec")
     sequence = torch.randint(1, 1000, (3, 16))
     before, positions = model.distillation_targets(sequence)
@@ -112,18 +113,18 @@ def test_bert4rec_teaches_only_behind_its_input(ml100k):
     early = positions.nonzero()[:, 1] < 10
     torch.testing.assert_close(before.output[early], after.output[early], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(before.output[~early], after.output[~early], rtol=1e-4, atol=1e-5)
-    # A bidirectional state in the middle of its input does see the future.
+    # A bidirectional state in the middle of its input does depend on later items.
     assert not torch.allclose(model.encode(sequence).output[:, :10], model.encode(changed).output[:, :10])
 
 
 @torch.no_grad()
-def test_last_state_of_bert4rec_is_its_last_lesson(ml100k):
+def test_last_state_of_bert4rec_is_its_last_distillation_target(ml100k):
     model = teacher(ml100k, "BERT4Rec")
     sequence, lengths = torch.randint(1, 1000, (3, 16)), torch.tensor([16, 5, 1])
     sequence = sequence * (torch.arange(16) < lengths[:, None])
-    teacher_targets, positions = model.distillation_targets(sequence)
+    targets, positions = model.distillation_targets(sequence)
     row, column = positions.nonzero(as_tuple=True)
-    torch.testing.assert_close(teacher_targets.output[column == lengths[row] - 1], model.last_state(sequence, lengths))
+    torch.testing.assert_close(targets.output[column == lengths[row] - 1], model.last_state(sequence, lengths))
 
 
 def test_every_operation_of_the_table_is_causal():
@@ -131,7 +132,7 @@ def test_every_operation_of_the_table_is_causal():
         assert is_causal(operation.build(4)), name
 
 
-def test_an_operation_that_sees_the_future_is_refused_by_name(monkeypatch):
+def test_an_operation_that_is_not_causal_is_refused_by_name(monkeypatch):
     class Both(torch.nn.Module):
         def forward(self, x):
             return torch.nn.functional.avg_pool1d(x.transpose(1, 2), 3, 1, 1).transpose(1, 2)

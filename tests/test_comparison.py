@@ -1,4 +1,4 @@
-"""Models side by side: the same users, figures that are RecBole's, honest tests, nothing trained twice."""
+"""Comparison of models: the same users, RecBole's metrics, paired tests, no model trained twice."""
 
 from __future__ import annotations
 
@@ -30,41 +30,43 @@ def compare(tiny: Path, models: str, *more: str) -> int:
 
 
 @pytest.fixture
-def found(tiny):
+def comparison(tiny):
     assert compare(tiny, "SASRec FPMC AdaRecStudent AdaRecTeacher") == 0
     return json.loads(Path("compare/tiny/compare.json").read_text())
 
 
-def test_models_of_all_kinds_are_compared_and_nothing_is_trained_twice(found, tiny, capsys):
+def test_models_of_all_kinds_are_compared_and_none_is_trained_twice(comparison, tiny, capsys):
     folder = Path("compare/tiny")
-    assert [model["name"] for model in found["models"]] == ["SASRec", "FPMC", "AdaRecStudent", "AdaRecTeacher"]
-    assert found["reference"] == "AdaRecStudent" and found["users"] == 60
-    for model in found["models"]:
-        # RecBole's metrics are its trainer's; the log-likelihood is that of a guess at least
+    assert [model["name"] for model in comparison["models"]] == ["SASRec", "FPMC", "AdaRecStudent", "AdaRecTeacher"]
+    assert comparison["reference"] == "AdaRecStudent" and comparison["users"] == 60
+    for model in comparison["models"]:
+        # RecBole's metrics are those of its trainer; the log-likelihood is not far below that of a random guess.
         assert 0 <= model["test"]["ndcg@10"] <= model["test"]["recall@10"] <= 1 and model["test"]["log_likelihood"] > -9
         assert model["parameters"]["item_table"] > 0 and model["training"]["seconds"] > 0
         assert model["latency_ms"]["batch_1_p50"] > 0 and model["macs_per_sequence"] >= 0
-    student, teacher = found["models"][2:]
-    assert student["training"]["seconds"] > teacher["training"]["seconds"], "with its teacher and its search"
-    by_name = {model["name"]: model for model in found["models"]}
-    for model in found["models"]:
+    student, teacher = comparison["models"][2:]
+    assert student["training"]["seconds"] > teacher["training"]["seconds"], "including its teacher and its search"
+    by_name = {model["name"]: model for model in comparison["models"]}
+    for model in comparison["models"]:
         assert model["test"]["ndcg_new"] >= model["test"]["ndcg@10"] - 1e-4  # RecBole rounds
-    for row in found["significance"]:
+    for row in comparison["significance"]:
         if row["measure"] not in ("log_likelihood", "ndcg_new"):  # RecBole rounds to four digits
-            ours, theirs = (by_name[name]["test"][f"{row['measure']}@10"] for name in (row["model"], "AdaRecStudent"))
-            assert row["mean"] == pytest.approx(ours - theirs, abs=1.1e-4)
+            value, reference = (
+                by_name[name]["test"][f"{row['measure']}@10"] for name in (row["model"], "AdaRecStudent")
+            )
+            assert row["mean"] == pytest.approx(value - reference, abs=1.1e-4)
         assert row["low"] <= row["mean"] <= row["high"]
-    assert {row["model"] for row in found["significance"]} == {"SASRec", "FPMC", "AdaRecTeacher"}
+    assert {row["model"] for row in comparison["significance"]} == {"SASRec", "FPMC", "AdaRecTeacher"}
     for name, words in (("md", "as RecBole trains it: SASRec"), ("tex", "\\bfseries"), ("html", "Plotly.newPlot")):
         assert words in (folder / f"compare.{name}").read_text()
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")}
-    # One more model joins, trained the fast way; the others are as they were.
+    # More models are added, trained on every position; the files of the others stay.
     assert compare(tiny, "SASRec AdaRecStudent CpRec FPMC GRU4Rec", "--fast_baselines", "--reference=FPMC") == 0
     assert all(path.stat().st_mtime_ns == time for path, time in files.items())
     again = json.loads((folder / "compare.json").read_text())
     how = [model["training"]["how"] for model in again["models"]]
     assert how == ["every position", "here", "here", "RecBole", "every position"]
-    assert again["models"][3]["test"] == found["models"][1]["test"] and again["reference"] == "FPMC"
+    assert again["models"][3]["test"] == comparison["models"][1]["test"] and again["reference"] == "FPMC"
     assert "not as RecBole trains it (`--fast_baselines`): SASRec, GRU4Rec" in (folder / "compare.md").read_text()
     capsys.readouterr()
     assert compare(tiny, "SASRec", "--seed=1") == 2
@@ -72,7 +74,7 @@ def test_models_of_all_kinds_are_compared_and_nothing_is_trained_twice(found, ti
 
 
 @pytest.mark.parametrize("name", list(EVERY_POSITION_MODELS))
-def test_a_causal_model_sees_no_later_item_and_its_last_state_is_recboles(name, ml100k):
+def test_a_causal_model_depends_on_no_later_item_and_scores_as_recboles(name, ml100k):
     values = resolve_user_config("ml-100k", [], {"baselines": [name], "show_progress": False})
     config = baseline_config(values, name, every_position=True)
     model = EveryPosition(config, ml100k.train._dataset).eval()
@@ -86,11 +88,11 @@ def test_a_causal_model_sees_no_later_item_and_its_last_state_is_recboles(name, 
     assert len(full["item_length"]) > 5
     expected = model.stock.full_sort_predict(full)
     assert torch.allclose(model.full_sort_predict(full), expected, atol=1e-4)
-    assert "gather_indexes" not in vars(model.stock), "RecBole's model is left as it was"
+    assert "gather_indexes" not in vars(model.stock), "RecBole's class is unchanged"
 
 
-def test_every_position_learns(tiny):
-    """The next item follows from the last one nine times of ten."""
+def test_training_on_every_position_learns(tiny):
+    """In nine of ten cases the last item determines the next one."""
     from recbole_adarec.interop.baselines import train_baseline
     from recbole_adarec.storage.files import load_checkpoint
 
@@ -102,21 +104,21 @@ def test_every_position_learns(tiny):
     assert load_checkpoint("fast.pth")["test"]["ndcg@10"] > 0.6
 
 
-def test_models_of_sampled_negatives_get_recboles(tiny):
+def test_models_with_sampled_negatives_keep_recboles_sampling(tiny):
     values = resolve_user_config("tiny", [], {"baselines": ["FPMC", "SASRec"], "data_path": str(tiny)})
     assert baseline_config(values, "FPMC")["train_neg_sample_args"]["sample_num"] == 1
     assert baseline_config(values, "SASRec")["train_neg_sample_args"]["distribution"] == "none"
     assert get_model("FPMC").__module__.startswith("recbole.")
 
 
-def test_p_values_are_scipys_and_none_where_nothing_differs():
+def test_p_values_are_those_of_scipy_and_none_without_differences():
     generator = torch.Generator().manual_seed(0)
-    ours, theirs = torch.rand(80, generator=generator), torch.rand(80, generator=generator) - 0.1
-    found = paired_tests(ours, theirs)
-    assert found.t_test == pytest.approx(stats.ttest_rel(ours.double(), theirs.double()).pvalue)
-    assert found.wilcoxon == pytest.approx(stats.wilcoxon(ours.double(), theirs.double()).pvalue)
-    assert paired_tests(ours, ours) == (None, None)
-    assert paired_tests(ours, -theirs).t_test == pytest.approx(paired_tests(-theirs, ours).t_test)
+    first, second = torch.rand(80, generator=generator), torch.rand(80, generator=generator) - 0.1
+    tests = paired_tests(first, second)
+    assert tests.t_test == pytest.approx(stats.ttest_rel(first.double(), second.double()).pvalue)
+    assert tests.wilcoxon == pytest.approx(stats.wilcoxon(first.double(), second.double()).pvalue)
+    assert paired_tests(first, first) == (None, None)
+    assert paired_tests(first, -second).t_test == pytest.approx(paired_tests(-second, first).t_test)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_p_values_are_scipys_and_none_where_nothing_differs():
         (["--models=GRU4Rec", "--baseline_loss_type=BPR", "--fast_baselines"], "every position takes 'CE'"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line(arguments, word, capsys):
+def test_wrong_input_is_refused_in_one_line(arguments, word, capsys):
     assert main(["compare", "--show_progress=False", *arguments]) == 2
     error = capsys.readouterr().err
     assert word in error and error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Windows hold the training interactions, and evaluation sees what RecBole's own dataset shows."""
+"""Windows hold each training interaction once, and evaluation rows equal those of RecBole's dataset."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from recbole_adarec.data.windows import cut_windows, length_batches, split_users
 from tests.conftest import make_config, write_dataset
 
 
-def stock(config):
-    """RecBole's own dataset of the same configuration, split."""
+def recbole_parts(config):
+    """RecBole's dataset of a configuration, split into three parts."""
     dataset = SequentialDataset(config)
     return dataset.build()
 
 
 def test_window_targets_are_exactly_the_training_interactions(ml100k):
     config = make_config("teacher")
-    train = stock(config)[0].inter_feat
+    train = recbole_parts(config)[0].inter_feat
     expected = sorted(zip(train["user_id"].tolist(), train["item_id"].tolist(), strict=True))
     batches = [ml100k.train._dataset[index] for index in torch.arange(len(ml100k.train._dataset)).split(100)]
-    found = []
+    pairs = []
     for batch in batches:
         real = batch["target_item_id_list"] != 0
         users = batch["user_id"][:, None].expand_as(real)[real]
-        found += list(zip(users.tolist(), batch["target_item_id_list"][real].tolist(), strict=True))
-    assert sorted(found) == expected
+        pairs += list(zip(users.tolist(), batch["target_item_id_list"][real].tolist(), strict=True))
+    assert sorted(pairs) == expected
 
 
 def test_window_inputs_are_the_items_before_their_targets(ml100k):
@@ -48,11 +48,11 @@ def test_window_inputs_are_the_items_before_their_targets(ml100k):
     assert torch.equal((inputs != 0).sum(1), lengths) and torch.equal((targets != 0).sum(1), lengths)
 
 
-def test_evaluation_rows_equal_recboles_own(ml100k):
-    _, valid, test = stock(make_config("teacher"))
-    for ours, theirs in ((ml100k.valid._dataset, valid), (ml100k.test._dataset, test)):
-        assert isinstance(ours, SequenceDataset)
-        rows, expected = ours[torch.arange(len(ours))], theirs[torch.arange(len(theirs))]
+def test_evaluation_rows_equal_those_of_recbole(ml100k):
+    _, valid, test = recbole_parts(make_config("teacher"))
+    for actual, recbole in ((ml100k.valid._dataset, valid), (ml100k.test._dataset, test)):
+        assert isinstance(actual, SequenceDataset)
+        rows, expected = actual[torch.arange(len(actual))], recbole[torch.arange(len(recbole))]
         for field in ("user_id", "item_id", "item_id_list", "item_length"):
             assert torch.equal(rows[field], expected[field]), field
 
@@ -69,11 +69,11 @@ class Fixed(torch.nn.Module):
         return self.table[last] @ self.table.T
 
 
-def test_evaluation_of_a_fixed_model_equals_recboles_own(ml100k):
+def test_metrics_of_a_fixed_model_equal_those_of_recbole(ml100k):
     config = make_config("teacher")
-    theirs = make_config("teacher")
-    theirs["model"] = "SASRec"  # RecBole then takes its own dataset class
-    loaders = data_preparation(theirs, create_dataset(theirs))
+    recbole_config = make_config("teacher")
+    recbole_config["model"] = "SASRec"  # then RecBole makes its own dataset class
+    loaders = data_preparation(recbole_config, create_dataset(recbole_config))
     assert type(loaders[1]._dataset) is SequentialDataset
     model = Fixed(ml100k.dataset.item_num)
     results = [
@@ -122,7 +122,7 @@ def test_length_batches_hold_each_window_once_and_little_padding():
     batches = length_batches(windows, length, 800, torch.Generator().manual_seed(0))
     assert torch.equal(torch.cat(batches).sort().values, windows)
     sizes = sorted(int(length[b].sum()) for b in batches)
-    assert sizes[1] > 800 - 50 and sizes[-1] <= 800 + 50  # only what is left over may be small
+    assert sizes[1] > 800 - 50 and sizes[-1] <= 800 + 50  # only the last batch may be small
     padding = 1 - length.sum() / sum(length[b].max() * len(b) for b in batches)
     assert padding < 0.1
     again = length_batches(windows, length, 800, torch.Generator().manual_seed(1))
@@ -157,16 +157,16 @@ def test_rows_are_split_as_recbole_splits_them(eval_args, tmp_path):
 @pytest.mark.parametrize("number", [1, 2])
 def test_leave_one_out_indices_are_recboles(number):
     keys = np.random.default_rng(0).integers(0, 40, 120)
-    ours = object.__new__(SequenceDataset)
+    dataset = object.__new__(SequenceDataset)
     expected = SequentialDataset._split_index_by_leave_one_out(
-        ours, SequentialDataset._grouped_index(ours, keys), number
+        dataset, SequentialDataset._grouped_index(dataset, keys), number
     )
-    found = ours._split_index_by_leave_one_out(ours._grouped_index(keys), number)
-    assert [part.tolist() for part in found] == expected
+    parts = dataset._split_index_by_leave_one_out(dataset._grouped_index(keys), number)
+    assert [part.tolist() for part in parts] == expected
 
 
 def test_files_are_read_as_recbole_reads_them(tmp_path):
-    """Quotes, text beyond ASCII, gaps and long numbers, by the fast engine; a separator of two by the other."""
+    """Quotes, text beyond ASCII, gaps and long numbers, by the C engine; separators of two characters by the other."""
     rows = [
         "user_id:token\titem_id:token\ttimestamp:float",
         'u"1\t"a b"\t0.1',

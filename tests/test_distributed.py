@@ -1,4 +1,4 @@
-"""Several processes: the same training as one process with a batch that is as many times larger."""
+"""Training in n processes equals training in one process with n times the batch size."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def command(*arguments: str, **settings: object) -> subprocess.CompletedProcess[
 def assert_same_training(one: Path, two: Path) -> None:
     """Losses, α, layer weights, flows and metrics of every epoch, and the architecture.
 
-    Sums of several processes are rounded otherwise, and Adam makes much of gradients near 0: α differs by .002 to .004
-    here, and by .024 to .036 if its gradient is not summed.
+    Sums over several processes are rounded differently, and Adam magnifies gradients near 0: α differs by 0.002 to
+    0.004 here, and by 0.024 to 0.036 if its gradient is not summed.
     """
     for stage in ("teacher", "search", "student"):
-        expected, found = (load_checkpoint(folder / f"{stage}.pth") for folder in (one, two))
-        assert len(expected["history"]) == len(found["history"]) > 0
-        for record, other in zip(expected["history"], found["history"], strict=True):
+        expected, actual = (load_checkpoint(folder / f"{stage}.pth") for folder in (one, two))
+        assert len(expected["history"]) == len(actual["history"]) > 0
+        for record, other in zip(expected["history"], actual["history"], strict=True):
             assert record.keys() == other.keys()
             for name, value in record.items():
                 if value is not None:
@@ -72,11 +72,11 @@ def test_two_processes_train_as_one_with_the_doubled_batch(
     assert result.returncode == 0, result.stderr
     run_adarec(config_dict=settings | {"train_batch_size": 120}, run_dir=tmp_path / "one")
     assert_same_training(tmp_path / "one", tmp_path / "two")
-    assert result.stdout.count("run folder") == 1, "one process speaks"
-    assert not list(Path.cwd().glob("log_tensorboard*")), "one process writes"
+    assert result.stdout.count("run folder") == 1, "one process writes the log"
+    assert not list(Path.cwd().glob("log_tensorboard*")), "one process writes files"
 
 
-def test_torchrun_starts_it_and_another_number_of_processes_does_not_continue_it(tiny: Path, tmp_path: Path) -> None:
+def test_torchrun_starts_a_run_that_another_number_of_processes_cannot_continue(tiny: Path, tmp_path: Path) -> None:
     settings = SETTINGS | {"data_path": str(tiny), "run_dir": tmp_path / "run", "train_batch_size": 60}
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     result = command(*torchrun, **settings)
@@ -86,13 +86,13 @@ def test_torchrun_starts_it_and_another_number_of_processes_does_not_continue_it
     assert again.returncode == 2 and "world_size" in again.stderr and again.stderr.count("adarec:") == 1
 
 
-def test_bad_input_is_one_line_from_all_processes(tmp_path: Path) -> None:
+def test_bad_input_is_reported_in_one_line_by_one_process(tmp_path: Path) -> None:
     result = command(sys.executable, nproc=2, dataset="no-such", data_path=tmp_path)
     assert result.returncode == 2 and result.stderr.count("adarec:") == 1 and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "2"), ("WORLD_SIZE", "two")])
-def test_half_an_environment_is_refused_by_name(
+def test_an_incomplete_environment_is_refused_by_name(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)

@@ -24,17 +24,18 @@ def write(path: Path, **content: object) -> Path:
     return path
 
 
-def test_stock_recboles_own_checkpoint(stock):
-    """Written by RecBole in a process that never saw this package; torch refuses it."""
+def test_a_checkpoint_that_recbole_wrote(stock):
+    """Written by RecBole in a process that did not import this package; torch refuses it."""
     path = stock["STAMP"]
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
-    found = read_checkpoint(path)
-    assert found.model == "STAMP" and found.epochs == 1 and 0 < found.best_valid_score < 1
-    assert found.config["embedding_size"] == STOCK["STAMP"]["embedding_size"] and found.config["device"] == "cpu"
-    assert found.state_dict["item_embedding.weight"].shape == (21, 8)
-    assert all(tensor.isfinite().all() for tensor in found.state_dict.values())
-    json.dumps(found.config)  # plain values, whatever it held
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.model == "STAMP" and checkpoint.epochs == 1 and 0 < checkpoint.best_valid_score < 1
+    assert checkpoint.config["embedding_size"] == STOCK["STAMP"]["embedding_size"]
+    assert checkpoint.config["device"] == "cpu"
+    assert checkpoint.state_dict["item_embedding.weight"].shape == (21, 8)
+    assert all(tensor.isfinite().all() for tensor in checkpoint.state_dict.values())
+    json.dumps(checkpoint.config)  # plain values, whatever it held
 
 
 def test_tensors_come_back_as_they_were(tmp_path):
@@ -43,14 +44,14 @@ def test_tensors_come_back_as_they_were(tmp_path):
         a=whole, b=whole.T, c=whole[1:3, 2:], d=torch.tensor(3), e=torch.rand(5).half(), f=torch.empty(0), g=whole > 3
     )
     path = write(tmp_path / "x.pth", config={"model": "X"}, state_dict=weights, epoch=4)
-    found = read_checkpoint(path)
-    assert list(found.state_dict) == list(weights) and found.epochs == 5
+    checkpoint = read_checkpoint(path)
+    assert list(checkpoint.state_dict) == list(weights) and checkpoint.epochs == 5
     for name, tensor in weights.items():
-        assert torch.equal(found.state_dict[name], tensor) and found.state_dict[name].dtype == tensor.dtype
+        assert torch.equal(checkpoint.state_dict[name], tensor) and checkpoint.state_dict[name].dtype == tensor.dtype
 
 
 def test_a_checkpoint_of_plain_values_is_read_too(tmp_path):
-    """As RecBole's trainers write them once this package is imported."""
+    """As RecBole's trainers write them with the patches of this package."""
     torch.save({"config": {"model": "X"}, "state_dict": {"w": torch.ones(2)}, "epoch": 0}, tmp_path / "x.pth")
     assert torch.equal(read_checkpoint(tmp_path / "x.pth").state_dict["w"], torch.ones(2))
 
@@ -83,14 +84,14 @@ def test_a_malicious_pickle_is_refused_by_name_and_not_run(tmp_path, inside, pro
     assert not trap.exists() and "\n" not in str(error.value)
 
 
-def test_the_trap_would_have_been_seen(tmp_path):
-    """The same file, read by one who trusts it."""
+def test_a_plain_unpickler_would_run_the_call(tmp_path):
+    """So that the tests above can fail."""
     trap = tmp_path / "executed"
     pickle.loads(pickle.dumps(Call(os.mkdir, str(trap)), protocol=4))
     assert trap.exists()
 
 
-def test_nothing_hides_in_recboles_config(tmp_path, stock):
+def test_a_call_inside_recboles_config_is_refused(tmp_path, stock):
     """A real Config object, pickled as RecBole does it, with a call among its values."""
     code = OLD_NUMPY + (
         "import sys, os, torch; sys.argv = sys.argv[:3]\n"

@@ -1,4 +1,4 @@
-"""What RecBole's users are used to: TensorBoard, Weights & Biases, ``log/`` and ``saved/``."""
+"""Logs in the places of RecBole: TensorBoard, Weights & Biases, ``log/`` and ``saved/``."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ SMALL = {
 
 
 class FakeWandb(ModuleType):
-    """As much of wandb as RecBole's logger uses, and what it was told."""
+    """The part of wandb that RecBole's logger uses; records what was logged."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
         self.__spec__ = ModuleSpec("wandb", None)
         self.run: Any = None
-        self.began: list[str] = []
+        self.started: list[str] = []
         self.logged: dict[str, list[str]] = {}
 
     def init(self, project: str, config: Any) -> None:
-        self.began.append(f"{project}: {os.environ['WANDB_NAME']} of {os.environ['WANDB_RUN_GROUP']}")
+        self.started.append(f"{project}: {os.environ['WANDB_NAME']} of {os.environ['WANDB_RUN_GROUP']}")
         self.run = type("Run", (), {"summary": {}})()
 
     def log(self, metrics: dict[str, Any], commit: bool) -> None:
-        self.logged.setdefault(self.began[-1], []).extend(metrics)
+        self.logged.setdefault(self.started[-1], []).extend(metrics)
 
     def define_metric(self, *_: Any, **__: Any) -> None:
         """Nothing."""
@@ -60,8 +60,8 @@ def test_each_stage_has_its_own_curves_and_logs_are_where_recbole_has_them(tiny,
     run.train(until="search")
     name = run.folder.path.name
     assert run.folder.path.parent == Path("kept") and name.startswith("tiny-")
-    assert wandb.began == [f"p: {name} {stage} of {name}" for stage in ("teacher", "search")] and wandb.run is None
-    assert {"train/train_loss", "valid/ndcg@10"} <= set(wandb.logged[wandb.began[0]])
+    assert wandb.started == [f"p: {name} {stage} of {name}" for stage in ("teacher", "search")] and wandb.run is None
+    assert {"train/train_loss", "valid/ndcg@10"} <= set(wandb.logged[wandb.started[0]])
     assert not {"WANDB_NAME", "WANDB_RUN_GROUP"} & set(os.environ)
     assert sorted(path.name for path in (run.folder / "tensorboard").iterdir()) == ["search", "teacher"]
     log = Path("log/AdaRec") / f"{name}.log"
@@ -69,16 +69,16 @@ def test_each_stage_has_its_own_curves_and_logs_are_where_recbole_has_them(tiny,
     assert not Path("log_tensorboard").exists() and not Path("saved").exists()
 
 
-def test_a_run_of_the_user_goes_on(tiny, wandb):
-    wandb.run = mine = type("Run", (), {"summary": {}})()
-    wandb.began.append("mine")
+def test_a_wandb_run_that_the_user_started_goes_on(tiny, wandb):
+    wandb.run = user_run = type("Run", (), {"summary": {}})()
+    wandb.started.append("user")
     overrides = {**SMALL, "data_path": str(tiny), "log_wandb": True, "run_dir": "here"}
     Run(RunConfig(resolve_user_config("tiny", [], overrides))).train(until="teacher")
-    assert wandb.run is mine and wandb.began == ["mine"] and "train/train_loss" in wandb.logged["mine"]
+    assert wandb.run is user_run and wandb.started == ["user"] and "train/train_loss" in wandb.logged["user"]
     assert not Path("log").exists(), "a run whose folder was named keeps its log there alone"
 
 
-def test_missing_wandb_is_said_before_anything_is_written(tiny, monkeypatch, capsys):
+def test_missing_wandb_is_reported_before_anything_is_written(tiny, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("recbole_adarec.config.stages.find_spec", lambda name: None)
     assert main(["--dataset=tiny", f"--data_path={tiny}", "--log_wandb=True"]) == 2

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "recbole_adarec"
 ROOMS = (
     "errors", "version", "distributed", "memory", "storage", "plugins", "data", "model", "losses", "distillation",
     "evaluation", "trainer", "config", "interop", "report", "runs", "studies", "deployment", "quick_start", "tuning",
-    "cli",
+    "subcommands", "cli",
 )  # fmt: skip
 LONGEST = 450  # lines
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -1,4 +1,4 @@
-"""The user's own operations, adapters and layer mappings: the README's examples, and what goes wrong in such files."""
+"""Plugins: the README's example of operation, adapter and layer mapping, and errors in plugin files."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from recbole_adarec.distillation.layer_mapping import MAPPINGS
 from recbole_adarec.model.search_space.cost import operation_cost
 from recbole_adarec.model.search_space.operations import OPERATIONS, check_operations
 from recbole_adarec.model.teachers.adapters import TEACHER_ADAPTERS
+from recbole_adarec.model.teachers.base import TEACHERS
 from recbole_adarec.storage.yaml_files import load_yaml
 from recbole_adarec.studies.arms import Arm, ArmStudy
 from tests.test_run import FAST
@@ -25,8 +26,8 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture(autouse=True)
-def tables_as_they_were():
-    tables = (OPERATIONS, MAPPINGS, TEACHER_ADAPTERS, plugins._loaded)
+def restored_registries():
+    tables = (OPERATIONS, MAPPINGS, TEACHER_ADAPTERS, TEACHERS, plugins._loaded)
     before = [dict(table) for table in tables]
     yield
     for table, content in zip(tables, before, strict=True):
@@ -35,7 +36,7 @@ def tables_as_they_were():
 
 
 @pytest.fixture
-def mine(tmp_path):
+def plugin_file(tmp_path):
     """The file in the README's section on extending."""
     section = README.read_text(encoding="utf-8").partition("## Extend")[2]
     code = re.search(r"```python\n(# mine\.py\n.*?)```", section, re.DOTALL)
@@ -50,8 +51,8 @@ VALUES = {
 }  # fmt: skip
 
 
-def test_the_readmes_file_does_what_it_says(mine, tiny, tmp_path):
-    """Operation, adapter and mapping in one run; the student is of use only with the operation."""
+def test_the_plugin_file_of_the_readme_works_in_a_run(plugin_file, tiny, tmp_path):
+    """Operation, adapter and mapping in one run."""
     values = VALUES | {"data_path": str(tiny), "plugins": "mine.py"}
     report = run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
     assert OPERATIONS["conv_7"].parameters(8) == 7 * 8 * 8 == operation_cost("conv_7", 8, "macs")
@@ -59,13 +60,13 @@ def test_the_readmes_file_does_what_it_says(mine, tiny, tmp_path):
     flow = torch.tensor(report["distillation"]["flow"])
     assert flow.shape[1] == 2 and flow[:, 1].sum() == pytest.approx(1) and flow[:, 0].sum() == 0
     assert set(report["architecture"]["operations"]) <= {"conv_7", "skip", "none"}
-    assert load_yaml(tmp_path / "run" / "config.yaml")["plugins"] == [str(mine)]
+    assert load_yaml(tmp_path / "run" / "config.yaml")["plugins"] == [str(plugin_file)]
 
 
-def test_a_student_names_its_plugin_and_never_runs_it(mine, tiny, tmp_path):
-    load_plugins(mine)
+def test_a_model_file_names_its_plugin_but_does_not_run_it(plugin_file, tiny, tmp_path):
+    load_plugins(plugin_file)
     architecture = {"format": "recbole-adarec-architecture/1", "hidden_size": 8, "cells": [[["conv_7"]]]}
-    values = FAST | {"data_path": str(tiny), "plugins": str(mine), "architecture": architecture, "block_num": 1}
+    values = FAST | {"data_path": str(tiny), "plugins": str(plugin_file), "architecture": architecture, "block_num": 1}
     values |= {"distilled_layers": 1, "teacher_epochs": 1, "student_epochs": 1}
     run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
     expected = load_student(tmp_path / "run").scores([["3", "4"]])
@@ -76,18 +77,18 @@ def test_a_student_names_its_plugin_and_never_runs_it(mine, tiny, tmp_path):
         "r.load_plugins(sys.argv[2])\n"
         "torch.save(r.load_student(sys.argv[1]).scores([['3', '4']]), 'scores.pt')\n"
     )
-    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "run"), str(mine)]
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "run"), str(plugin_file)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "unknown operation 'conv_7'" in out and f"load_plugins(['{mine}'])" in out and out.count("\n") == 1
+    assert "unknown operation 'conv_7'" in out and f"load_plugins(['{plugin_file}'])" in out and out.count("\n") == 1
     torch.testing.assert_close(torch.load("scores.pt", weights_only=True), expected)
 
 
-def test_workers_load_plugins_too(mine, tiny, tmp_path):
-    """Two arms in two processes that are started anew."""
+def test_workers_load_plugins_too(plugin_file, tiny, tmp_path):
+    """Two arms in two new processes."""
     architecture = {"format": "recbole-adarec-architecture/1", "hidden_size": 8, "cells": [[["conv_7"]]]}
     small = {"data_path": str(tiny), "block_num": 1, "distilled_layers": 1, "teacher_epochs": 1, "student_epochs": 1}
     values = resolve_user_config(
-        "tiny", [], FAST | small | {"plugins": str(mine), "architecture": architecture, "threads": 1}
+        "tiny", [], FAST | small | {"plugins": str(plugin_file), "architecture": architecture, "threads": 1}
     )
     results = ArmStudy(values, [2020], tmp_path / "runs", workers=2).run([Arm("a", {}), Arm("b", {"gamma": 0.0})])
     assert [result.architectures[0].count() for result in results.values()] == [{"conv_7": 1}] * 2
@@ -104,6 +105,11 @@ def test_workers_load_plugins_too(mine, tiny, tmp_path):
             4, "'skip' is one of ours",
         ),
         ("from recbole_adarec import teacher_adapter\n@teacher_adapter('X')\nclass X:\n    pass\n", 2, "no subclass"),
+        (
+            "from recbole_adarec.model.teachers.base import AdaRecTeacher, teacher\n\n\n"
+            "@teacher('SASRec')\nclass Mine(AdaRecTeacher):\n    pass\n",
+            4, "'SASRec' is one of ours",
+        ),
     ],
 )  # fmt: skip
 def test_an_error_in_a_plugin_names_file_and_line(tmp_path, code, line, words):
@@ -113,21 +119,21 @@ def test_an_error_in_a_plugin_names_file_and_line(tmp_path, code, line, words):
     assert "\n" not in str(error.value)
 
 
-def test_a_plugin_that_is_not_there(tmp_path):
+def test_a_missing_plugin_is_refused(tmp_path):
     with pytest.raises(AdaRecError, match=r"plugins: no file 'nowhere\.py', looked in"):
         resolve_user_config(None, [], {"plugins": ["nowhere.py"]})
 
 
-def test_plugins_are_loaded_once_and_before_values_are_checked(mine):
+def test_plugins_are_loaded_once_and_before_values_are_checked(plugin_file):
     (Path("values.yaml")).write_text("operations: [conv_7]\n")
-    values = resolve_user_config(None, ["values.yaml"], {"plugins": str(mine)})
+    values = resolve_user_config(None, ["values.yaml"], {"plugins": str(plugin_file)})
     assert values["operations"] == ["conv_7"]
     first = OPERATIONS["conv_7"]
-    load_plugins([mine, mine])
+    load_plugins([plugin_file, plugin_file])
     assert OPERATIONS["conv_7"] is first
 
 
-def test_an_operation_of_the_user_that_sees_the_future_is_refused(tmp_path):
+def test_an_operation_of_the_user_that_is_not_causal_is_refused(tmp_path):
     (tmp_path / "future.py").write_text(
         "import torch\nfrom recbole_adarec import operation\n\n"
         "@operation('both_sides', macs=lambda size: 0)\nclass Both(torch.nn.Module):\n"
@@ -139,8 +145,8 @@ def test_an_operation_of_the_user_that_sees_the_future_is_refused(tmp_path):
         check_operations(["both_sides"])
 
 
-def test_a_mapping_that_gives_no_layers_is_refused(mine):
-    load_plugins(mine)
+def test_a_mapping_that_gives_no_layers_is_refused(plugin_file):
+    load_plugins(plugin_file)
     assert MAPPINGS["middle"](4, 8, None).flow[:, 4].sum() == pytest.approx(1)
     from recbole_adarec import layer_mapping
 

@@ -1,4 +1,4 @@
-"""The repeat bias of seen items, fitted on validation data, in scores, candidates, the k best items and the losses."""
+"""The bias of repeated items: in scores, losses and the k best items alike, and fitted on the validation data."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def test_the_k_best_are_those_of_all_scores(ml100k, item_table, bias):
     torch.manual_seed(0)
     for length in (1, 7, 50):
         item_seq = torch.randint(1, model.n_items, (3, length))
-        item_seq[:, -1] = item_seq[:, 0]  # an item that occurs twice counts once
+        item_seq[:, -1] = item_seq[:, 0]  # a repeated item has the bias once
         lengths = torch.full((3,), length)
         scores = model.scores(item_seq, lengths)
         scores[:, 0] = -torch.inf
         for k in (1, 10, model.n_items - 1):
-            top, expected = model.top_k(item_seq, lengths, k), scores.topk(k)
-            torch.testing.assert_close(top.scores, expected.values)
-            torch.testing.assert_close(scores.gather(1, top.items), expected.values)
-            assert all(len(set(row)) == k for row in top.items.tolist())
+            best, expected = model.top_k(item_seq, lengths, k), scores.topk(k)
+            torch.testing.assert_close(best.scores, expected.values)
+            torch.testing.assert_close(scores.gather(1, best.items), expected.values)
+            assert all(len(set(row)) == k for row in best.items.tolist())
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def test_a_fitted_model_repeats_about_as_often_as_the_data(ml100k, share):
     assert float(model.repeat_bias) == pytest.approx(again)
 
 
-def test_where_nobody_repeats_the_fitted_bias_raises_rank_and_likelihood(ml100k):
+def test_the_bias_raises_rank_and_likelihood_where_nobody_repeats(ml100k):
     """MovieLens: no film is rated twice."""
     share = repeat_share(ml100k.valid)
     assert share == pytest.approx(0.5 / (len(ml100k.valid._dataset) + 1))
@@ -74,7 +74,7 @@ def test_where_nobody_repeats_the_fitted_bias_raises_rank_and_likelihood(ml100k)
     after = user_scores(model, ml100k.test)
     assert float(model.repeat_bias) < -1
     assert after.ndcg.mean() > before.ndcg.mean() and after.log_likelihood.mean() > before.log_likelihood.mean()
-    # The ranking of new items among each other does not change.
+    # The ranking among new items stays as it was.
     torch.testing.assert_close(after.ndcg_new, before.ndcg_new)
     assert (before.ndcg_new >= before.ndcg).all()
 
@@ -88,7 +88,7 @@ def test_a_bias_of_the_configuration_is_not_fitted(ml100k):
 
 @pytest.mark.parametrize("stage", ["teacher", "student", "cprec"])
 def test_the_losses_of_training_have_the_bias(ml100k, stage):
-    """Those of the trainers, with full and with adaptive tables, are minus the log-probabilities that a model has."""
+    """With full and with adaptive tables a trainer's loss is minus the log-probability of the model."""
     config = make_config(stage, item_loss="full" if stage == "teacher" else "auto")
     model = shaken(get_model(config["model"])(config, ml100k.train._dataset)).eval()
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)

@@ -1,16 +1,19 @@
-"""The report says what was measured, says when nothing was, and its page stands alone."""
+"""The report of a run: its tables and sentences, missing numbers, and a page that needs no other file."""
 
 from __future__ import annotations
 
 import copy
+import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from recbole_adarec.report.figures import pareto_figure
 from recbole_adarec.report.page import report_html
-from recbole_adarec.report.text import comparison_table, report_markdown
+from recbole_adarec.report.text import candidates_table, comparison_table, report_markdown
+from recbole_adarec.report.writing import write_result
 
 OPERATIONS = ["conv_3", "skip", "none"]
 FLOW = [[0.25, 0.25, 0.0], [0.0, 0.1, 0.4]]
@@ -84,16 +87,16 @@ def without_figures(value: Any) -> Any:
     return value if isinstance(value, str) else None
 
 
-def own_html(page: str) -> str:
-    """The page without what plotly put into it."""
+def without_scripts(page: str) -> str:
+    """The page without plotly's scripts."""
     return re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
 
 
-def drawings(page: str) -> int:
+def figure_count(page: str) -> int:
     return len(re.findall(r'<div id="figure-\d+"', page))
 
 
-def test_table_shows_the_first_k_of_the_metrics(report: dict[str, Any]) -> None:
+def test_table_shows_the_metrics_at_the_first_k(report: dict[str, Any]) -> None:
     header = comparison_table(report).splitlines()[0]
     assert re.findall(r"\S+@\d+", header) == ["NDCG@5", "Recall@5", "MRR@5"]
 
@@ -124,7 +127,7 @@ def test_a_worse_student_is_called_worse(report: dict[str, Any]) -> None:
     assert "4.0 times higher batch-1 latency" in sentence
 
 
-def test_zeros_divide_nothing(report: dict[str, Any], history: dict[str, Any]) -> None:
+def test_zeros_give_no_ratio(report: dict[str, Any], history: dict[str, Any]) -> None:
     teacher, student = report["models"][:2]
     student["parameters"]["layers"] = 0
     teacher["test"] = dict.fromkeys(teacher["test"], 0.0)
@@ -142,7 +145,7 @@ def test_null_is_a_dash(report: dict[str, Any], history: dict[str, Any], figure:
     for text in (
         comparison_table(report),
         report_markdown(report, history),
-        own_html(report_html(report, history, OPERATIONS)),
+        without_scripts(report_html(report, history, OPERATIONS)),
     ):
         assert "None" not in text and "nan" not in text
         assert "–" in text.partition("Units")[0] or figure == "test"
@@ -150,7 +153,7 @@ def test_null_is_a_dash(report: dict[str, Any], history: dict[str, Any], figure:
 
 def test_everything_null(report: dict[str, Any]) -> None:
     empty = without_figures(report) | {"distillation": None}
-    for text in (report_markdown(empty, {}), own_html(report_html(empty, {}, []))):
+    for text in (report_markdown(empty, {}), without_scripts(report_html(empty, {}, []))):
         assert "None" not in text
     assert "no figure was measured for both" in comparison_table(empty)
 
@@ -165,7 +168,7 @@ def test_no_models() -> None:
     assert "No model" in report_html({}, {}, [])
 
 
-def test_markdown_tells_architecture_and_search(report: dict[str, Any], history: dict[str, Any]) -> None:
+def test_markdown_shows_architecture_and_search(report: dict[str, Any], history: dict[str, Any]) -> None:
     text = report_markdown(report, history)
     assert "Cells 1 to 2 (x2)" in text
     assert "node 1 = conv_3(input)" in text
@@ -175,31 +178,47 @@ def test_markdown_tells_architecture_and_search(report: dict[str, Any], history:
     assert len(rows) == 4
 
 
-def test_edges_that_carry_nothing_are_left_out(report: dict[str, Any]) -> None:
+def test_edges_that_contribute_nothing_are_left_out(report: dict[str, Any]) -> None:
     report["architecture"]["cells"] = [[["none"], ["skip", "conv_3"]]]
     text = report_markdown(report, {})
     assert "node 1 = nothing" in text and "node 2 = skip(input)\n" in text
 
 
+def test_candidates_are_listed_with_whole_counts(report: dict[str, Any], history: dict[str, Any]) -> None:
+    report["architecture"]["search"]["candidates"] = [
+        {
+            "hidden_size": 8,
+            "operations": {"conv_3": 1, "skip": 2},
+            "valid_log_likelihood": -2.5,
+            "final_log_likelihood": None,
+        }
+    ]
+    *_, row = candidates_table(report, "github").splitlines()
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["8", "1 conv_3, 2 skip", "-2.5000", "–"]
+    assert "1 conv_3, 2 skip" in report_html(report, history, OPERATIONS)
+
+
 def test_a_long_training_gives_a_short_table(report: dict[str, Any]) -> None:
     history = {"student": [{"epoch": k, **WEIGHTS} for k in range(100)]}
-    epochs = [int(found) for found in re.findall(r"\| student *\| +(\d+) \| +0\.250", report_markdown(report, history))]
+    epochs = [
+        int(number) for number in re.findall(r"\| student *\| +(\d+) \| +0\.250", report_markdown(report, history))
+    ]
     assert len(epochs) == 20 and epochs[0] == 1 and epochs[-1] == 100
 
 
 def test_page_loads_nothing(report: dict[str, Any], history: dict[str, Any]) -> None:
     page = report_html(report, history, OPERATIONS)
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]*\s(?:src|href)\s*=", page)
-    assert "@import" not in own_html(page) and "url(" not in own_html(page)
+    assert "@import" not in without_scripts(page) and "url(" not in without_scripts(page)
     assert "default-src 'none'" in page
 
 
-def test_page_holds_plotly_once(report: dict[str, Any], history: dict[str, Any]) -> None:
+def test_page_includes_plotly_once(report: dict[str, Any], history: dict[str, Any]) -> None:
     page = report_html(report, history, OPERATIONS)
     scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, flags=re.DOTALL)
     assert sum(len(script) > 1_000_000 for script in scripts) == 1
     # Accuracy, an alpha panel for each of 3 edges, transport, u and v of two stages, three losses, validation.
-    assert drawings(page) == 1 + 3 + 1 + 4 + 4
+    assert figure_count(page) == 1 + 3 + 1 + 4 + 4
     assert page == report_html(report, history, OPERATIONS)
 
 
@@ -209,7 +228,7 @@ def test_names_are_escaped(report: dict[str, Any], history: dict[str, Any]) -> N
     report["models"][2]["name"] = report["models"][2]["kind"] = evil
     page = report_html(report, history, [evil, "skip", "none"])
     assert evil not in page and "<script>alert" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;&lt;b&gt;" in own_html(page)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&lt;b&gt;" in without_scripts(page)
 
 
 def test_a_bar_in_a_name_does_not_end_a_markdown_cell(report: dict[str, Any]) -> None:
@@ -226,12 +245,12 @@ def test_missing_history(report: dict[str, Any], history: dict[str, Any], stages
     assert ("No layer weights were recorded" in text) == (not {"search", "student"} & set(stages))
 
 
-def test_given_architecture(report: dict[str, Any], history: dict[str, Any]) -> None:
+def test_a_given_architecture_has_no_search_section(report: dict[str, Any], history: dict[str, Any]) -> None:
     report["architecture"]["search"] = report["stages"]["search"] = report["distillation"] = None
     part = {stage: [{"epoch": 0, "loss": 1.0}] for stage in ("teacher", "student")}
     page, text = report_html(report, part, []), report_markdown(report, part)
-    for found in (page, text):
-        assert "The architecture was given, not searched." in found
+    for document in (page, text):
+        assert "The architecture was given, not searched." in document
     assert "No layer transport was recorded" in page
 
 
@@ -240,12 +259,19 @@ def test_many_groups_are_averaged(report: dict[str, Any], history: dict[str, Any
     few = copy.deepcopy(history)
     for record in history["search"]:
         record["alpha"] = record["alpha"] * groups
-    before, after = (drawings(report_html(report, records, OPERATIONS)) for records in (few, history))
+    before, after = (figure_count(report_html(report, records, OPERATIONS)) for records in (few, history))
     assert after - before == panels - 3
 
 
-def test_the_line_of_a_plane_joins_what_nothing_is_smaller_and_better_than():
-    arms = [("small", 10.0, 0.1), ("worse", 100.0, 0.05), ("good", 1000.0, 0.3), ("as good", 2000.0, 0.3)]
-    line = pareto_figure(arms, "NDCG@10").data[-1]
+def test_the_line_joins_the_pareto_front():
+    points = [("small", 10.0, 0.1), ("worse", 100.0, 0.05), ("good", 1000.0, 0.3), ("as good", 2000.0, 0.3)]
+    line = pareto_figure(points, "NDCG@10").data[-1]
     assert list(line.x) == [10, 1000] and list(line.y) == [0.1, 0.3]
     assert list(pareto_figure([("one", 5.0, -6.0)], "log-likelihood").data[-1].x) == [5]
+
+
+def test_a_result_is_written_as_json_with_its_documents_beside_it(tmp_path):
+    write_result(tmp_path / "new", "compare.1", {"mean": np.float64(0.5), "seeds": (1, 2)}, {"md": "# Title\n"})
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"compare.1.json", "compare.1.md"}
+    assert json.loads((tmp_path / "new/compare.1.json").read_text()) == {"mean": 0.5, "seeds": [1, 2]}
+    assert (tmp_path / "new/compare.1.md").read_text() == "# Title\n"

@@ -1,4 +1,4 @@
-"""A whole run on a tiny dataset: what it writes, what it does not repeat, and what can be done with it."""
+"""A whole run on a tiny dataset: its files, its report, how it continues, and loading its student."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from recbole_adarec.data.loading import load_data
 from recbole_adarec.distillation.teacher_outputs import CachedTeacher, TeacherOutputCache
 from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.storage.properties import model_defaults
+from recbole_adarec.storage.recbole_checkpoint import read_checkpoint
 from recbole_adarec.storage.yaml_files import load_yaml
 from tests.conftest import make_config
 
@@ -36,7 +37,7 @@ def finished(tiny, tmp_path_factory):
     return folder, run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=folder)
 
 
-def test_the_run_folder_holds_what_it_promises(finished):
+def test_the_run_folder_holds_every_file(finished):
     folder, report = finished
     names = {path.name for path in folder.iterdir()}
     stages = {"teacher.pth", "search.pth", "student.pth"}
@@ -49,7 +50,7 @@ def test_the_run_folder_holds_what_it_promises(finished):
     assert "epoch" in (folder / "log.txt").read_text()
 
 
-def test_the_report_keeps_its_contract(finished):
+def test_the_report_has_its_format(finished):
     folder, report = finished
     assert report["format"] == "recbole-adarec-report/1" and report["dataset"] == "tiny" and report["seed"] == 2020
     assert [m["name"] for m in report["models"]] == ["teacher", "student"]
@@ -76,12 +77,12 @@ def test_validation_chooses_among_candidates_of_all_sizes(finished):
     folder, report = finished
     tried = json.loads((folder / "candidates.json").read_text())["candidates"]
     assert {row["hidden_size"] for row in tried} == {8, 4} and len(tried) > 2
-    of_each = {size: [row for row in tried if row["hidden_size"] == size] for size in (8, 4)}
-    finalists = [max(rows, key=lambda row: row["valid_log_likelihood"]) for rows in of_each.values()]
+    by_size = {size: [row for row in tried if row["hidden_size"] == size] for size in (8, 4)}
+    finalists = [max(rows, key=lambda row: row["valid_log_likelihood"]) for rows in by_size.values()]
     assert [row for row in tried if "final_log_likelihood" in row] == sorted(finalists, key=tried.index)
     best = max(finalists, key=lambda row: row["final_log_likelihood"])
-    found = Architecture.load(folder / "architecture.yaml").to_dict()
-    assert {key: best[key] for key in found} == found
+    chosen = Architecture.load(folder / "architecture.yaml").to_dict()
+    assert {key: best[key] for key in chosen} == chosen
     assert report["architecture"]["search"]["candidates"] == tried
     for measure in ("valid_log_likelihood", "final_log_likelihood"):
         assert f"{best[measure]:.4f}" in (folder / "report.md").read_text()
@@ -110,63 +111,65 @@ def test_a_finished_stage_is_never_repeated(finished, tiny, monkeypatch):
 
 
 @pytest.mark.parametrize(("values", "times"), [({}, 1), ({"student_kd_temperature": 2.0}, 2)])
-def test_the_teacher_is_asked_once_for_all_that_need_the_same(tiny, tmp_path, monkeypatch, values, times):
-    asked, freed = [], []
-    monkeypatch.setattr(cache, "CachedTeacher", lambda *args, **kw: asked.append(args) or CachedTeacher(*args, **kw))
-    clear = TeacherOutputCache.clear
-    monkeypatch.setattr(TeacherOutputCache, "clear", lambda self: freed.append(self) or clear(self))
+def test_teacher_outputs_are_computed_once_where_the_same_are_needed(tiny, tmp_path, monkeypatch, values, times):
+    events, clear = [], TeacherOutputCache.clear
+    monkeypatch.setattr(
+        cache, "CachedTeacher", lambda *args, **kw: events.append("computed") or CachedTeacher(*args, **kw)
+    )
+    monkeypatch.setattr(TeacherOutputCache, "clear", lambda self: events.append("cleared") or clear(self))
     run_adarec("tiny", config_dict={**FAST, **values, "data_path": str(tiny)}, run_dir=tmp_path / "r")
-    assert len(asked) == times
-    assert freed and freed[-1]._cached is None  # the report has the memory
+    assert events.count("computed") == times
+    assert events[-1] == "cleared"  # the report has the memory
 
 
-def test_a_continued_run_gives_the_numbers_of_an_unbroken_one(finished, tiny, tmp_path):
+def test_a_continued_run_has_the_figures_of_an_uninterrupted_one(finished, tiny, tmp_path):
     folder, report = finished
     values = {**FAST, "data_path": str(tiny)}
-    broken = tmp_path / "broken"
-    run_adarec("tiny", config_dict=values, run_dir=broken)
-    expected = torch.load(broken / "student.pth", weights_only=True)["state_dict"]
-    (broken / "student.pth").unlink()
-    (broken / "search.pth").unlink()
-    continued = run_adarec("tiny", config_dict=values, run_dir=broken)
-    found = torch.load(broken / "student.pth", weights_only=True)["state_dict"]
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    interrupted = tmp_path / "interrupted"
+    run_adarec("tiny", config_dict=values, run_dir=interrupted)
+    expected = torch.load(interrupted / "student.pth", weights_only=True)["state_dict"]
+    (interrupted / "student.pth").unlink()
+    (interrupted / "search.pth").unlink()
+    continued = run_adarec("tiny", config_dict=values, run_dir=interrupted)
+    actual = torch.load(interrupted / "student.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert [m["test"] for m in continued["models"]] == [m["test"] for m in report["models"]]
 
 
-def test_a_killed_choice_goes_on_with_the_candidate_that_was_under_way(finished, tiny, tmp_path, monkeypatch):
-    values, broken, tried = {**FAST, "data_path": str(tiny)}, tmp_path / "broken", []
-    whole = pipeline.Run._train_candidate
+def test_an_interrupted_choice_continues_with_the_candidate_that_was_in_training(finished, tiny, tmp_path, monkeypatch):
+    values, interrupted, tried = {**FAST, "data_path": str(tiny)}, tmp_path / "interrupted", []
+    train_candidate = pipeline.Run._train_candidate
 
-    def killed(self, candidate, epochs):
+    def interrupt(self, candidate, epochs):
         tried.append((candidate, epochs))
         if len(tried) == 4:
             raise KeyboardInterrupt
-        return whole(self, candidate, epochs)
+        return train_candidate(self, candidate, epochs)
 
-    monkeypatch.setattr(pipeline.Run, "_train_candidate", killed)
+    monkeypatch.setattr(pipeline.Run, "_train_candidate", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run_adarec("tiny", config_dict=values, run_dir=broken)
-    run_adarec("tiny", config_dict=values, run_dir=broken)
-    assert tried[3] == tried[4] and len(tried) == len({*tried}) + 1, "what was finished is not tried again"
-    expected, found = (json.loads((f / "candidates.json").read_text())["candidates"] for f in (finished[0], broken))
-    assert found == expected and not (broken / ".candidates.json").exists()
+        run_adarec("tiny", config_dict=values, run_dir=interrupted)
+    run_adarec("tiny", config_dict=values, run_dir=interrupted)
+    assert tried[3] == tried[4] and len(tried) == len({*tried}) + 1, "a finished candidate is not trained again"
+    folders = (finished[0], interrupted)
+    expected, actual = (json.loads((folder / "candidates.json").read_text())["candidates"] for folder in folders)
+    assert actual == expected and not (interrupted / ".candidates.json").exists()
 
 
-def test_where_an_epoch_has_many_targets_candidates_take_fewer(tiny, tmp_path, monkeypatch):
-    tried, whole = [], pipeline.Run._trainer
+def test_candidates_train_for_fewer_epochs_where_an_epoch_has_many_targets(tiny, tmp_path, monkeypatch):
+    epochs, build_trainer = [], pipeline.Run._build_trainer
 
-    def seen(self, config, data):
-        tried.extend([config["epochs"]] if config["model"] == "AdaRecStudent" else [])
-        return whole(self, config, data)
+    def record_epochs(self, config, data):
+        epochs.extend([config["epochs"]] if config["model"] == "AdaRecStudent" else [])
+        return build_trainer(self, config, data)
 
-    monkeypatch.setattr(pipeline.Run, "_trainer", seen)
+    monkeypatch.setattr(pipeline.Run, "_build_trainer", record_epochs)
     values = {**FAST, "data_path": str(tiny), "candidates": 1, "candidate_epochs": 4, "finalist_epochs": 6}
     for targets, expected in ((10**6, [4, 4, 6, 6, 2]), (1, [1, 1, 1, 1, 2])):  # the last is the student
         monkeypatch.setattr("recbole_adarec.runs.choice._FULL_EPOCH_TARGETS", targets)
         run_adarec("tiny", config_dict=values, run_dir=tmp_path / str(targets))
-        assert tried == expected
-        tried.clear()
+        assert epochs == expected
+        epochs.clear()
 
 
 def test_another_configuration_in_the_same_folder_is_refused(finished, tiny):
@@ -178,11 +181,11 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, tiny):
 
 
 def test_a_folder_that_is_no_run_is_refused(tiny, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "thesis.tex").write_text("x")
     with pytest.raises(AdaRecError, match="no run of ours"):
-        run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=tmp_path / "mine")
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+        run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=tmp_path / "files")
+    assert [path.name for path in (tmp_path / "files").iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04 not a checkpoint", b""])
@@ -234,8 +237,8 @@ def test_a_loaded_student_scores_without_its_dataset(finished, tmp_path):
 
 
 def test_a_given_architecture_is_trained_without_a_search(finished, tiny, tmp_path):
-    Architecture(8, (("conv_3",), ("skip",))).save(tmp_path / "mine.yaml")
-    values = {**FAST, "data_path": str(tiny), "architecture": str(tmp_path / "mine.yaml")}
+    Architecture(8, (("conv_3",), ("skip",))).save(tmp_path / "given.yaml")
+    values = {**FAST, "data_path": str(tiny), "architecture": str(tmp_path / "given.yaml")}
     report = run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
     assert not (tmp_path / "run" / "search.pth").exists() and "search" not in report["stages"]
     assert report["architecture"]["operations"] == {"conv_3": 1, "skip": 1}
@@ -260,7 +263,7 @@ def test_variants_run_to_their_report(tiny, tmp_path, values):
     assert (report["distillation"] is None) == (values.get("gamma") == 0 or values.get("layer_mapping") == "none")
 
 
-def test_stock_models_train_evaluate_and_reload(tiny, tmp_path, monkeypatch):
+def test_recbole_models_train_evaluate_and_reload(tiny, tmp_path, monkeypatch):
     values = {
         **FAST, "data_path": str(tiny), "baselines": ["SASRec", "GRU4Rec"], "baseline_epochs": 2,
     }  # fmt: skip
@@ -291,20 +294,20 @@ def test_the_page_names_the_dataset(finished):
 
 
 @pytest.mark.parametrize(
-    ("scores", "kept"),
+    ("scores", "kept_epoch"),
     [
-        ([0.10, 0.30, 0.20, 0.28, 0.29], 4),  # .30 of 59 rows has an error of .06
-        ([0.10, 0.50, 0.40, 0.45, 0.42], 3),  # .50 one of .065: .42 is worse than luck
+        ([0.10, 0.30, 0.20, 0.28, 0.29], 4),  # the standard error of 0.30 over 59 rows is 0.06
+        ([0.10, 0.50, 0.40, 0.45, 0.42], 3),  # that of 0.50 is 0.065, so 0.42 is worse
         ([0.10, 0.20, 0.60, 0.30, 0.20], 2),
     ],
 )
-def test_the_latest_epoch_within_a_standard_error_of_the_best_is_kept(tiny, monkeypatch, scores, kept):
+def test_the_latest_epoch_within_a_standard_error_of_the_best_is_kept(tiny, monkeypatch, scores, kept_epoch):
     config = make_config("teacher", "tiny", **{**FAST, "teacher_epochs": 5}, data_path=str(tiny))
     data = load_data(config)
     model = get_model(config["model"])(config, data.train._dataset)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    given = iter(scores)
-    monkeypatch.setattr(Trainer, "_valid_epoch", lambda *_, **__: (next(given), {}))
+    remaining = iter(scores)
+    monkeypatch.setattr(Trainer, "_valid_epoch", lambda *_, **__: (next(remaining), {}))
     trainer.fit(data.train, data.valid, verbose=False)
-    assert torch.load(trainer.saved_model_file, weights_only=True)["epoch"] == kept
+    assert read_checkpoint(trainer.saved_model_file).epochs == kept_epoch + 1
     assert trainer.best_valid_score == max(scores)

@@ -1,4 +1,4 @@
-"""The search: what it updates, on whom, and whether it finds what is there."""
+"""The search: which parameters it trains on which users, and whether it finds a planted operation."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_student_equals_the_supernet_on_its_path(ml100k):
         student = get_model("AdaRecStudent")(config, ml100k.train._dataset).eval()
         weights = supernet.state_dict()
         student.load_state_dict({name: weights[name] for name in student.state_dict()})
-        expected, found = supernet.encode_path(sequence, sample.choice), student.encode(sequence)
-        assert torch.equal(expected.output, found.output), names
-        assert all(torch.equal(x, y) for x, y in zip(expected.layers, found.layers, strict=True))
+        expected, actual = supernet.encode_path(sequence, sample.choice), student.encode(sequence)
+        assert torch.equal(expected.output, actual.output), names
+        assert all(torch.equal(x, y) for x, y in zip(expected.layers, actual.layers, strict=True))
 
 
 @pytest.mark.parametrize(("frozen", "share"), [(True, True), (False, True), (True, False)])
 def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k, frozen, share):
-    """Not to run the other operations loses nothing of α's gradient, with trained weights or without."""
+    """Running only the drawn operations gives the exact gradient of α, with trained or frozen weights."""
     names = [name for name in OPERATIONS if name != "none"]
     config = make_config("search", operations=names, search_dropout_prob=0.0, share_cells=share)
     supernet = get_model("AdaRecSupernet")(config, ml100k.train._dataset)
@@ -67,8 +67,8 @@ def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k, frozen, share
     for weight in supernet.weights():
         weight.requires_grad_(frozen is False)
     encoding, trace = supernet.encode_traced(sequence, sample)
-    found = supernet.alpha_gradient(sample, trace, (encoding.output @ weights).sum(), 0.0)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    actual = supernet.alpha_gradient(sample, trace, (encoding.output @ weights).sum(), 0.0)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
     assert expected.abs().max() > 0
 
 
@@ -113,7 +113,7 @@ def test_alpha_and_weights_never_learn_from_the_same_user(tiny):
     assert seen["w"] | seen["alpha"] == set(data.train._dataset.windows.user.tolist())
 
 
-def test_weight_steps_leave_alpha_alone(tiny):
+def test_weight_steps_do_not_change_alpha(tiny):
     config = make_config("search", "tiny", data_path=str(tiny), search_epochs=2, alpha_warmup=1, cost_budget=None)
     data = load_data(config)
     trainer, model = build(config, data)
@@ -145,23 +145,23 @@ def test_alpha_finds_the_only_operation_that_reaches_the_signal(tmp_path, share)
     assert model.alpha_statistics()["changed_edges"] == 1 and model.alpha_statistics()["alpha_moved"] > 0.3
 
 
-def test_budget_holds_and_is_used_best():
+def test_the_most_probable_choice_within_the_budget():
     log_p = torch.log_softmax(torch.tensor([[[3.0, 2.0, 0.0]], [[3.0, 1.0, 0.0]]]), -1)
     costs = torch.tensor([0.5, 0.2, 0.0])
     assert within_budget(log_p, costs, 1.0, nodes=1) == [[0], [0]]
-    assert within_budget(log_p, costs, 0.7, nodes=1) == [[1], [0]]  # giving way on the first cell loses less
+    assert within_budget(log_p, costs, 0.7, nodes=1) == [[1], [0]]  # the cheaper operation loses less in the first cell
     assert within_budget(log_p, costs, 0.0, nodes=1) == [[2], [2]]
-    shy = torch.log_softmax(torch.tensor([[[0.0, 2.0, 3.0]], [[1.0, 1.5, 3.0]]]), -1)  # it likes what is free
-    assert within_budget(shy, costs, 0.7, nodes=1) == [[2], [2]]
-    assert within_budget(shy, costs, 0.7, nodes=1, least=0.2) == [[1], [2]]
-    assert within_budget(shy, costs, 0.7, nodes=1, least=0.6) == [[2], [0]]
-    assert within_budget(shy, costs, 9.0, nodes=1, least=1.0) == [[0], [0]]  # all that there is to spend
+    cheap = torch.log_softmax(torch.tensor([[[0.0, 2.0, 3.0]], [[1.0, 1.5, 3.0]]]), -1)  # it prefers what costs nothing
+    assert within_budget(cheap, costs, 0.7, nodes=1) == [[2], [2]]
+    assert within_budget(cheap, costs, 0.7, nodes=1, least=0.2) == [[1], [2]]
+    assert within_budget(cheap, costs, 0.7, nodes=1, least=0.6) == [[2], [0]]
+    assert within_budget(cheap, costs, 9.0, nodes=1, least=1.0) == [[0], [0]]  # no choice costs more
     with pytest.raises(AdaRecError, match="no choice of operations costs at most"):
         within_budget(log_p[..., :2], costs[:2], 0.1, nodes=1)
 
 
-def test_nothing_is_spent_on_an_edge_that_nothing_reaches():
-    # Edges 0-1, 0-2, 1-2; the second operation is none, and node 1 is likely to receive nothing.
+def test_an_edge_behind_a_node_without_input_costs_nothing():
+    # Edges 0-1, 0-2, 1-2; the second operation is none, and node 1 probably has no input.
     log_p = torch.log_softmax(torch.tensor([[[0.0, 2.0], [0.5, 0.0], [2.0, 0.0]]]), -1)
     assert within_budget(log_p, torch.tensor([1.0, 0.0]), 1.0, nodes=2, none=1) == [[1, 0, 1]]
     # All choices, by their probability and cost with dead edges left out.
@@ -192,15 +192,15 @@ def limited(ml100k, **values):
 @pytest.mark.parametrize("cost", ["params", "macs", "latency"])
 def test_every_candidate_is_within_a_share_of_the_teachers_layers(ml100k, cost):
     supernet, teacher = limited(ml100k, cost_budget=0.3, cost=cost)
-    with torch.no_grad():  # the search likes what is dear
+    with torch.no_grad():  # the search prefers what is expensive
         supernet.alpha[..., supernet.operations.index("sep_conv_5")] = 5.0
-    found = supernet.candidates([64, 16, 24], 3, 1.0, torch.Generator().manual_seed(0))
-    assert len(found) == len(set(found)) == 9 and found[0] == supernet.derive()
-    assert [architecture.hidden_size for architecture in found] == [64] * 3 + [16] * 3 + [24] * 3
+    candidates = supernet.candidates([64, 16, 24], 3, 1.0, torch.Generator().manual_seed(0))
+    assert len(candidates) == len(set(candidates)) == 9 and candidates[0] == supernet.derive()
+    assert [architecture.hidden_size for architecture in candidates] == [64] * 3 + [16] * 3 + [24] * 3
     limit = supernet.cost_limit * supernet.most_expensive
     assert cost == "latency" or limit == pytest.approx(0.3 * layers_cost(teacher, cost))
     assert cost != "params" or limit == pytest.approx(0.3 * count_parameters(teacher)["layers"])
-    for architecture in found:
+    for architecture in candidates:
         student = get_model("AdaRecStudent")(
             make_config("student", architecture=architecture.to_dict()), ml100k.train._dataset
         )
@@ -210,25 +210,25 @@ def test_every_candidate_is_within_a_share_of_the_teachers_layers(ml100k, cost):
 
 
 @pytest.mark.parametrize("cost", ["params", "latency"])
-def test_measuring_costs_leaves_the_random_numbers_alone(ml100k, cost):
+def test_measuring_costs_does_not_change_the_random_numbers(ml100k, cost):
     operation_cost.cache_clear()
     states = []
-    for _ in range(2):  # the second time nothing is built
+    for _ in range(2):  # the second time all costs are cached
         torch.manual_seed(3)
         limited(ml100k, cost_budget=0.3, cost=cost)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
 
 
-def test_a_budget_that_nothing_meets_is_refused(ml100k):
+def test_a_budget_below_the_cheapest_student_is_refused(ml100k):
     with pytest.raises(AdaRecError, match="cost_budget: no student costs at most 0.0001 of the teacher's layers"):
         limited(ml100k, cost_budget=0.0001)
 
 
-def test_sizes_of_which_no_student_is_within_the_budget_are_left_out(ml100k):
+def test_sizes_without_a_student_within_the_budget_are_skipped(ml100k):
     supernet, _ = limited(ml100k, cost_budget=0.01, search_hidden_size=16)
-    found = supernet.candidates([16, 4096], 1, 1.0, torch.Generator().manual_seed(0))
-    assert [architecture.hidden_size for architecture in found] == [16]
+    candidates = supernet.candidates([16, 4096], 1, 1.0, torch.Generator().manual_seed(0))
+    assert [architecture.hidden_size for architecture in candidates] == [16]
     with pytest.raises(AdaRecError, match=r"no student of the candidate_sizes \[4096\] costs at most 0.01 of"):
         limited(ml100k, cost_budget=0.01, search_hidden_size=16, candidate_sizes=[4096])
 
@@ -256,7 +256,7 @@ def test_too_few_users_to_split_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_movement_is_a_total_variation(ml100k):
+def test_alpha_moved_is_a_total_variation_distance(ml100k):
     model = get_model("AdaRecSupernet")(make_config("search"), ml100k.train._dataset)
     assert model.alpha_statistics()["alpha_moved"] == 0
     with torch.no_grad():
@@ -264,8 +264,8 @@ def test_movement_is_a_total_variation(ml100k):
     assert math.isclose(model.alpha_statistics()["alpha_moved"], 1 - 1 / len(model.operations), abs_tol=1e-3)
 
 
-def test_alpha_steps_are_shorter_where_there_are_more_and_cost_enters_slowly(tiny, monkeypatch):
-    monkeypatch.setattr("recbole_adarec.trainer.search._ALPHA_STEPS", 5)
+def test_more_alpha_steps_are_shorter_and_the_weight_of_cost_grows(tiny, monkeypatch):
+    monkeypatch.setattr("recbole_adarec.trainer.search._FULL_RATE_STEPS", 5)
     config = make_config(
         "search", "tiny", data_path=str(tiny), search_epochs=3, alpha_warmup=0.34, train_batch_size=60,
         cost_budget=None, alpha_learning_rate=0.1, beta=2.0,
@@ -288,29 +288,29 @@ def test_alpha_steps_are_shorter_where_there_are_more_and_cost_enters_slowly(tin
 def test_operations_that_no_student_can_afford_are_never_drawn(ml100k):
     convolutions = ["conv_3", "conv_5", "dilated_conv_3", "dilated_conv_5"]
     supernet, _ = limited(ml100k, cost_budget=0.03, operations=[*convolutions, "sep_conv_3", "skip", "none"])
-    dear = supernet.beyond_budget()
-    assert dear == convolutions
+    expensive = supernet.beyond_budget()
+    assert expensive == convolutions
     with torch.no_grad():
         supernet.alpha[..., 0] = 50.0
     for seed in range(20):
         drawn = {supernet.operations[o] for cell in supernet.sample(1.0).choice for o in cell}
-        assert not drawn & set(dear), seed
-    assert not {name for cell in supernet.derive().cells for name in cell} & set(dear)
+        assert not drawn & set(expensive), seed
+    assert not {name for cell in supernet.derive().cells for name in cell} & set(expensive)
 
 
-def test_the_log_names_what_no_student_can_afford(tiny, monkeypatch, caplog):
-    of_teacher = make_config("teacher", "tiny", data_path=str(tiny))
-    data = load_data(of_teacher)
-    teacher = get_model("AdaRecTeacher")(of_teacher, data.train._dataset)
+def test_the_log_names_operations_that_no_student_can_afford(tiny, monkeypatch, caplog):
+    teacher_config = make_config("teacher", "tiny", data_path=str(tiny))
+    data = load_data(teacher_config)
+    teacher = get_model("AdaRecTeacher")(teacher_config, data.train._dataset)
     monkeypatch.setattr("recbole_adarec.trainer.search.AdaRecSupernetTrainer._load_teacher", lambda *_: teacher)
-    for budget, said in ((0.02, True), (0.9, False)):
+    for budget, logged in ((0.02, True), (0.9, False)):
         config = make_config(
             "search", "tiny", data_path=str(tiny), gamma=0.0, teacher_path="elsewhere", cost_budget=budget,
             operations=["conv_5", "skip", "none"], hidden_size=64,
         )  # fmt: skip
         supernet = get_model(config["model"])(config, data.train._dataset)
         get_trainer(config["MODEL_TYPE"], config["model"])(config, supernet)
-        assert ("no student has any: conv_5;" in caplog.text) == said
+        assert ("no student has any: conv_5;" in caplog.text) == logged
         caplog.clear()
 
 

@@ -1,4 +1,4 @@
-"""RecBole's own models as teachers: they give their own scores, where they claim to, and on their own data."""
+"""RecBole's models as teachers: adapters give the models' scores at every position that they claim."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from recbole_adarec.storage.yaml_files import load_yaml
 from tests.conftest import STOCK, write_dataset
 from tests.test_run import FAST
 
-EVERYWHERE = {"SASRec", "GRU4Rec"}
+EVERY_POSITION = {"SASRec", "GRU4Rec"}
 LAYERS = {
     "SASRec": 2, "GRU4Rec": 1, "NextItNet": 8, "BERT4Rec": 2, "Caser": 0, "STAMP": 0, "NARM": 1, "LightSANs": 2,
     "CORE": 2,
@@ -43,10 +43,10 @@ def values(tiny: Any, **others: Any) -> dict[str, Any]:
     return resolve_user_config("tiny", [], {"data_path": str(tiny), "MAX_ITEM_LIST_LENGTH": 12, **others})
 
 
-def teacher_of(tiny: Any, data: Loaders, name: str, **others: Any) -> RecBoleTeacher:
-    """A stock model with random weights, large enough that no state is another's."""
-    given = values(tiny, **others)
-    config = stage_config(given, "teacher", stock=plain(make_config(name, given).final_config_dict))
+def build_teacher(tiny: Any, data: Loaders, name: str, **others: Any) -> RecBoleTeacher:
+    """A RecBole model with random weights, large enough that all states differ."""
+    overrides = values(tiny, **others)
+    config = stage_config(overrides, "teacher", stock=plain(make_config(name, overrides).final_config_dict))
     torch.manual_seed(1)
     teacher = get_model("AdaRecTeacher")(config, data.train._dataset).eval()
     with torch.no_grad():
@@ -57,21 +57,21 @@ def teacher_of(tiny: Any, data: Loaders, name: str, **others: Any) -> RecBoleTea
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", TEACHER_ADAPTERS)
-def test_it_teaches_what_recboles_own_ranking_says_of_each_prefix(tiny, data, name):
-    """At every position that it claims: `full_sort_predict` of the stock model on the history up to there."""
-    teacher = teacher_of(tiny, data, name)
+def test_distillation_targets_give_recboles_scores_of_each_prefix(tiny, data, name):
+    """At every position that it claims: `full_sort_predict` of the RecBole model on the history up to it."""
+    teacher = build_teacher(tiny, data, name)
     batch = data.train._dataset[torch.arange(6)]
     item_seq, users = batch[teacher.ITEM_SEQ], batch[teacher.USER_ID]
-    encoding, taught = teacher.distillation_targets_in(batch)
-    rows, columns = taught.nonzero(as_tuple=True)
+    encoding, mask = teacher.distillation_targets_in(batch)
+    rows, columns = mask.nonzero(as_tuple=True)
     prefix = torch.zeros(len(rows), teacher.max_seq_length, dtype=torch.long)
     for k, (row, column) in enumerate(zip(rows, columns, strict=True)):
         prefix[k, : column + 1] = item_seq[row, : column + 1]
     interaction = {teacher.ITEM_SEQ: prefix, teacher.ITEM_SEQ_LEN: columns + 1, teacher.USER_ID: users[rows]}
     expected = teacher.stock.full_sort_predict(interaction)
     torch.testing.assert_close(encoding.output @ teacher.item_table.items.T, expected, rtol=1e-4, atol=1e-4)
-    assert torch.equal(taught, item_seq != 0) == (name in EVERYWHERE)
-    assert taught[torch.arange(6), (item_seq != 0).sum(1) - 1].all()
+    assert torch.equal(mask, item_seq != 0) == (name in EVERY_POSITION)
+    assert mask[torch.arange(6), (item_seq != 0).sum(1) - 1].all()
     assert len(encoding.layers) == teacher.distilled_layers == LAYERS[name]
     assert all(layer.shape == (len(rows), teacher.hidden_size) for layer in encoding.layers)
     assert encoding.embedding.shape == (len(rows), teacher.embedding_size)
@@ -79,12 +79,12 @@ def test_it_teaches_what_recboles_own_ranking_says_of_each_prefix(tiny, data, na
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["NextItNet", "LightSANs", "GRU4Rec"])
-def test_layers_are_those_of_the_prefix_too(tiny, data, name):
-    """A hidden state that knew later items would teach what the student cannot know."""
-    teacher = teacher_of(tiny, data, name)
+def test_layers_do_not_depend_on_items_after_the_prefix(tiny, data, name):
+    """Else the student would learn from items that it cannot see."""
+    teacher = build_teacher(tiny, data, name)
     batch = data.train._dataset[torch.arange(4)]
-    encoding, taught = teacher.distillation_targets_in(batch)
-    rows, columns = taught.nonzero(as_tuple=True)
+    encoding, mask = teacher.distillation_targets_in(batch)
+    rows, columns = mask.nonzero(as_tuple=True)
     changed = batch[teacher.ITEM_SEQ].clone()
     middle = columns[rows == 0][0]
     changed[0, middle + 1 :] = changed[0, middle + 1 :] % 20 + 1 * (changed[0, middle + 1 :] != 0)
@@ -92,7 +92,7 @@ def test_layers_are_those_of_the_prefix_too(tiny, data, name):
     other, _ = teacher.distillation_targets_in(batch)
     for before, after in zip([*encoding.layers, encoding.output], [*other.layers, other.output], strict=True):
         torch.testing.assert_close(before[0], after[0], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(encoding.output[rows == 0][-1], other.output[rows == 0][-1])  # which does see them
+    assert not torch.allclose(encoding.output[rows == 0][-1], other.output[rows == 0][-1])  # which depends on them
 
 
 @pytest.mark.parametrize(
@@ -107,41 +107,41 @@ def test_an_adapter_that_claims_too_much_is_refused(tiny, data, monkeypatch, att
     monkeypatch.setitem(TEACHER_ADAPTERS, "LightSANs", TEACHER_ADAPTERS["LightSANs"])
     teacher_adapter("LightSANs")(type("Wrong", (TeacherAdapter,), attributes))
     with pytest.raises(AdaRecError, match=f"adapter of LightSANs does not give the model's own scores {words}"):
-        teacher_of(tiny, data, "LightSANs").check(next(iter(data.valid))[0][:8])
+        build_teacher(tiny, data, "LightSANs").check(next(iter(data.valid))[0][:8])
 
 
 def test_an_adapter_that_names_no_module_is_refused(tiny, data, monkeypatch):
     monkeypatch.setitem(TEACHER_ADAPTERS, "SASRec", type("Wrong", (TeacherAdapter,), {"layers": "encoder.*"}))
     with pytest.raises(AdaRecError, match=r"SASRec has no module 'encoder\.\*'.* it has item_embedding, .*trm_encoder"):
-        teacher_of(tiny, data, "SASRec")
+        build_teacher(tiny, data, "SASRec")
 
 
-def test_a_model_without_an_adapter_teaches_by_its_outputs_or_says_how_to_write_one(tiny, data):
-    teacher = teacher_of(tiny, data, "SRGNN")
+def test_a_model_without_an_adapter_is_distilled_by_its_outputs_or_refused(tiny, data):
+    teacher = build_teacher(tiny, data, "SRGNN")
     teacher.check(next(iter(data.valid))[0][:8])
     assert teacher.distilled_layers == 0 and "no L_hid" in teacher.describe()
     with pytest.raises(AdaRecError, match="nothing is known about how to read HGN; known are SASRec.*@teacher_adapter"):
-        teacher_of(tiny, data, "HGN")
+        build_teacher(tiny, data, "HGN")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["GRU4Rec", "BERT4Rec", "STAMP"])
-def test_a_kept_lesson_is_the_live_one(tiny, data, name):
+def test_cached_targets_equal_live_targets(tiny, data, name):
     """Embedding, layers and output of different sizes, or no layers at all."""
-    live = LiveTeacher(teacher_of(tiny, data, name), DISTANCES["kl"])
+    live = LiveTeacher(build_teacher(tiny, data, name), DISTANCES["kl"])
     part = data.train._dataset
     cached, batch = CachedTeacher(live, part, temperature=2.0), part[torch.tensor([5, 0, 9])]
-    ours, theirs = cached.targets_of(batch), live.targets_of(batch)
-    assert torch.equal(ours.rows, theirs.rows) and ours.every_position == theirs.every_position
-    for mine, other in zip(ours[2:-1], theirs[2:-1], strict=True):
-        torch.testing.assert_close(mine, other, rtol=2e-3, atol=2e-3)
+    targets, expected = cached.targets_of(batch), live.targets_of(batch)
+    assert torch.equal(targets.rows, expected.rows) and targets.every_position == expected.every_position
+    for actual, other in zip(targets[2:-1], expected[2:-1], strict=True):
+        torch.testing.assert_close(actual, other, rtol=2e-3, atol=2e-3)
 
 
-def test_what_the_layers_of_a_stock_model_cost(tiny, data):
-    teacher = teacher_of(tiny, data, "GRU4Rec")
-    of_gru, of_dense = 3 * 128 * (64 + 128), 128 * 64
-    assert layers_cost(teacher, "params") == count_parameters(teacher)["layers"] == of_gru + of_dense + 64
-    assert layers_cost(teacher, "macs") == of_gru + of_dense
+def test_cost_of_the_layers_of_a_recbole_model(tiny, data):
+    teacher = build_teacher(tiny, data, "GRU4Rec")
+    gru, dense = 3 * 128 * (64 + 128), 128 * 64
+    assert layers_cost(teacher, "params") == count_parameters(teacher)["layers"] == gru + dense + 64
+    assert layers_cost(teacher, "macs") == gru + dense
     assert layers_cost(teacher, "latency") > 0
 
 
@@ -159,7 +159,7 @@ def distilled(tiny, stock, tmp_path_factory):
     return folder, given, run_adarec(config_dict=given, run_dir=folder)
 
 
-def test_a_stock_checkpoint_is_distilled_on_its_own_data(distilled):
+def test_a_recbole_checkpoint_is_distilled_on_the_data_of_its_configuration(distilled):
     folder, _, report = distilled
     assert report["dataset"] == "tiny" and report["models"][0]["kind"] == "SASRec (RecBole)"
     assert "2 layers" in report["teaching"] and report["teaching"] in (folder / "report.md").read_text()
@@ -175,7 +175,7 @@ def test_a_stock_checkpoint_is_distilled_on_its_own_data(distilled):
 
 
 @torch.no_grad()
-def test_a_stock_teacher_ranks_histories_as_its_student_does_and_recboles_figure_stands_beside_it(distilled, data):
+def test_a_recbole_teacher_ranks_with_repeat_bias_and_the_report_has_recboles_figure(distilled, data):
     folder, _, report = distilled
     content = torch.load(folder / "teacher.pth", weights_only=True)
     as_recbole = content["as_recbole"]["test"]["ndcg@10"]
@@ -185,13 +185,13 @@ def test_a_stock_teacher_ranks_histories_as_its_student_does_and_recboles_figure
     rows.interaction["item_id"] = rows["item_id_list"][:, 0]
     scores = teacher.full_sort_predict(rows)
     torch.testing.assert_close(teacher.predict(rows), scores.gather(1, rows["item_id"][:, None])[:, 0])
-    changed = (scores - teacher.as_recbole_scores(rows)).abs() > 1e-4
-    own = torch.zeros_like(changed).scatter(1, rows["item_id_list"], True)
-    assert torch.equal(changed[:, 1:], own[:, 1:])
+    changed = (scores - teacher.recbole_scores(rows)).abs() > 1e-4
+    seen = torch.zeros_like(changed).scatter(1, rows["item_id_list"], True)
+    assert torch.equal(changed[:, 1:], seen[:, 1:])
 
 
 @pytest.mark.parametrize("bias", [0.0, -2.0])
-def test_a_given_bias_is_the_stock_teachers_too(distilled, tmp_path, bias):
+def test_a_given_bias_is_used_by_a_recbole_teacher_too(distilled, tmp_path, bias):
     _, given, _ = distilled
     report = run_adarec(config_dict=given | {"repeat_bias": bias}, run_dir=tmp_path / "r")
     for name in ("teacher", "student"):
@@ -207,8 +207,8 @@ def test_a_continued_run_gives_the_same_numbers(distilled, tmp_path):
     (tmp_path / "again" / "teacher.pth").unlink()
     again = run_adarec(config_dict=given, run_dir=tmp_path / "again")
     assert [m["test"] for m in again["models"]] == [m["test"] for m in report["models"]]
-    expected, found = (torch.load(f / "student.pth", weights_only=True) for f in (folder, tmp_path / "again"))
-    assert all(torch.equal(expected["state_dict"][name], found["state_dict"][name]) for name in expected["state_dict"])
+    expected, actual = (torch.load(f / "student.pth", weights_only=True) for f in (folder, tmp_path / "again"))
+    assert all(torch.equal(expected["state_dict"][name], actual["state_dict"][name]) for name in expected["state_dict"])
 
 
 def test_config_yaml_gives_the_same_run(distilled):
@@ -218,7 +218,7 @@ def test_config_yaml_gives_the_same_run(distilled):
     )
 
 
-def test_student_and_teacher_are_asked_side_by_side(distilled, tiny, capsys):
+def test_recommend_shows_student_and_teacher_side_by_side(distilled, tiny, capsys):
     folder, _, _ = distilled
     assert main(["recommend", f"--run_dir={folder}", "--history=3 4", "--k=3"]) == 0
     out = capsys.readouterr().out
@@ -261,7 +261,7 @@ def test_a_teacher_of_other_data_is_refused_by_name(stock, tiny, tmp_path, given
 
 
 def test_a_dataset_of_the_same_name_and_other_content_is_refused(stock, tiny, tmp_path):
-    """Fewer items do not fit; the same items in another order are found out by the recorded validation result."""
+    """Fewer items do not fit; the same items in another order are detected by the recorded validation result."""
     lines = (tiny / "tiny/tiny.inter").read_text().splitlines()
     rows = [line.split("\t") for line in lines[1:]]
     histories: dict[str, list[int]] = {}
@@ -290,12 +290,12 @@ def test_a_dataset_of_the_same_name_and_other_content_is_refused(stock, tiny, tm
         ("saved/nowhere.pth", r"no checkpoint at saved/nowhere\.pth"),
     ],
 )
-def test_a_teacher_that_is_none(teacher, words):
+def test_a_name_that_is_no_teacher_is_refused(teacher, words):
     with pytest.raises(AdaRecError, match=words):
         run_adarec(config_dict={"teacher": teacher}, run_dir="run")
 
 
-def test_a_named_model_is_trained_and_teaches_without_layers(tiny, tmp_path):
+def test_a_named_model_is_trained_and_distilled_without_layers(tiny, tmp_path):
     given = SMALL | {"teacher": "STAMP", "data_path": str(tiny), "teacher_epochs": 1, "teacher_embedding_size": 8}
     report = run_adarec("tiny", config_dict=given, run_dir=tmp_path / "run")
     assert report["models"][0]["kind"] == "STAMP (RecBole)" and report["distillation"] is None

@@ -1,4 +1,4 @@
-"""Tuning: spaces are read and refused, trials are recorded, shared and continued, by hyperopt and by Ray."""
+"""Tuning: spaces are read and checked; trials are recorded, share stages and continue, with hyperopt and with Ray."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from recbole_adarec.cli import main, parse_arguments
 from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.storage.properties import PROPERTIES
 from recbole_adarec.storage.yaml_files import load_yaml
-from recbole_adarec.studies.tuning import command as tuning_command
-from recbole_adarec.studies.tuning.space import as_params, draw, read_space, single_values
+from recbole_adarec.studies.tuning import trials
+from recbole_adarec.studies.tuning.space import as_params, draw, read_space, values_to_check
 from recbole_adarec.studies.tuning.trials import TuningStudy, objective_function, stage_digest
 
 SMALL = {
@@ -33,9 +33,9 @@ def arguments(tiny: Path, *more: str) -> list[str]:
 # ---------------------------------------------------------------------- spaces
 
 
-def test_recboles_lines_and_yaml_say_the_same():
+def test_recboles_lines_and_yaml_give_the_same_space():
     Path("space.params").write_text(
-        "# RecBole's form\nstudent_gamma choice [0.0, 0.5]\nlearner choice [adam,adamw]\n"
+        "# RecBole's lines\nstudent_gamma choice [0.0, 0.5]\nlearner choice [adam,adamw]\n"
         "student_learning_rate loguniform -8,-4\nstudent_epochs quniform 2,10,2\nitem_table_rate choice [None, 1.5]\n"
     )
     Path("space.yaml").write_text(
@@ -57,7 +57,7 @@ def test_a_space_is_never_evaluated(tmp_path):
     assert value.startswith("__import__") and not trap.exists()
 
 
-def test_a_longer_study_begins_with_the_draws_of_a_shorter_one():
+def test_a_longer_study_starts_with_the_draws_of_a_shorter_one():
     space = {"choice": {"a": [1, 2], "b": ["x", "y", "z"]}}
     assert len(draw(space, "exhaustive", 99, seed=0)) == 6 == len({str(p) for p in draw(space, "exhaustive", 99, 0)})
     space["uniform"] = {"c": [0, 1]}
@@ -68,10 +68,10 @@ def test_lists_among_choices_stay_lists():
     assert as_params({}, {"operations": ("conv_3", "skip")}) == {"operations": ["conv_3", "skip"]}
 
 
-def test_the_space_that_comes_with_it_is_one_of_the_student():
+def test_the_default_space_changes_only_the_student():
     space = read_space("tuning/student.yaml")
     values = resolve_user_config("ml-100k", [], {})
-    for key, value in single_values(space):
+    for key, value in values_to_check(space):
         resolve_user_config(None, [], values | {key: value})
     for params in draw(space, "random", 5, seed=0):
         for stage in ("teacher", "search"):
@@ -96,7 +96,7 @@ def test_the_space_that_comes_with_it_is_one_of_the_student():
         ("", [], "holds no key to tune"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line(text, more, words, capsys):
+def test_wrong_input_is_refused_in_one_line(text, more, words, capsys):
     Path("space.params").write_text(text)
     assert main(["tune", "--params_file=space.params", *more]) == 2
     error = capsys.readouterr().err
@@ -104,7 +104,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(text, more, words, capsys):
     assert not Path("tuning").exists()
 
 
-def test_what_is_missing_is_said_in_one_line(monkeypatch, capsys):
+def test_a_missing_package_is_named_in_one_line(monkeypatch, capsys):
     Path("space.params").write_text("gamma choice [0, 1]")
     for tool, module in (("hyperopt", "hyperopt"), ("ray", "pyarrow")):
         monkeypatch.setitem(sys.modules, module, None)
@@ -114,10 +114,10 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch, capsys):
         assert f"{tool} needs {module}" in error and "[tune]" in error and error.count("\n") == 1
 
 
-# ---------------------------------------------------------------------- what is shared
+# ---------------------------------------------------------------------- shared stages
 
 
-def test_a_stage_is_shared_by_what_it_reads_and_by_nothing_else():
+def test_a_stage_is_shared_by_the_values_that_it_reads_alone():
     values = resolve_user_config("ml-100k", [], {})
 
     def same(stage: str, **change: object) -> bool:
@@ -125,11 +125,11 @@ def test_a_stage_is_shared_by_what_it_reads_and_by_nothing_else():
 
     for later in ({"student_gamma": 0.1}, {"student_epochs": 3}, {"init_from_supernet": True}, {"latency_repeats": 5}):
         assert same("teacher", **later) and same("search", **later)
-    for of_search in ({"gamma": 0.1}, {"cost_budget": 0.4}, {"search_epochs": 3}, {"candidates": 2}):
-        assert same("teacher", **of_search) and not same("search", **of_search)
-    for of_teacher in ({"seed": 1}, {"teacher_epochs": 3}, {"epochs": 3}, {"backbone": "SASRec"}, {"topk": [5]},
+    for search_values in ({"gamma": 0.1}, {"cost_budget": 0.4}, {"search_epochs": 3}, {"candidates": 2}):
+        assert same("teacher", **search_values) and not same("search", **search_values)
+    for teacher_values in ({"seed": 1}, {"teacher_epochs": 3}, {"epochs": 3}, {"backbone": "SASRec"}, {"topk": [5]},
                        {"user_inter_num_interval": "[5,inf)"}, {"valid_metric": "MRR@10"}):  # fmt: skip
-        assert not same("teacher", **of_teacher) and not same("search", **of_teacher)
+        assert not same("teacher", **teacher_values) and not same("search", **teacher_values)
 
 
 # ---------------------------------------------------------------------- hyperopt
@@ -142,17 +142,17 @@ def records(folder: str = "tuning/tiny") -> list[dict]:
 def test_a_study_goes_on_after_a_failure_and_after_a_kill(tiny, monkeypatch, capsys):
     pytest.importorskip("hyperopt")
     Path("space.params").write_text("student_gamma choice [0.0,0.5]\ndistilled_layers choice [2,99]\n")
-    begun: list[str] = []
-    train = tuning_command.Run.train
+    started: list[str] = []
+    train = trials.Run.train
 
     def counted(self, until="student"):
         if until == "student":
-            begun.append(str(self.folder.path))
-            if len(begun) == 2 and len(set(begun)) == 2:  # in the middle of the second trial that has no error
+            started.append(str(self.folder.path))
+            if len(started) == 2 and len(set(started)) == 2:  # within the second trial that has no error
                 raise KeyboardInterrupt
         return train(self, until)
 
-    monkeypatch.setattr(tuning_command.Run, "train", counted)
+    monkeypatch.setattr(trials.Run, "train", counted)
     command = arguments(tiny, "--params_file=space.params")
     assert main(command) == 130
     assert "finished trials are kept" in capsys.readouterr().err
@@ -160,32 +160,32 @@ def test_a_study_goes_on_after_a_failure_and_after_a_kill(tiny, monkeypatch, cap
     assert sum(json.loads(path.read_text())["status"] == "finished" for path in ended) == 1
     assert main(command) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in ended.items()), "no finished trial is repeated"
-    assert len(begun) == 3 and len(set(begun)) == 2
-    found = records()
-    assert [record["status"] for record in found] == ["finished", "finished", "failed", "failed"]
-    assert all("99 of" in record["error"] for record in found[2:])
-    assert found[0]["score"] >= found[1]["score"] > 0
+    assert len(started) == 3 and len(set(started)) == 2
+    study = records()
+    assert [record["status"] for record in study] == ["finished", "finished", "failed", "failed"]
+    assert all("99 of" in record["error"] for record in study[2:])
+    assert study[0]["score"] >= study[1]["score"] > 0
     shared = list(Path("tuning/tiny/shared").glob("*.pth"))
     assert len(shared) == 2, "one teacher and one search for both"
     best = load_yaml(Path("tuning/tiny/best.yaml"))
-    assert best["student_gamma"] == found[0]["params"]["student_gamma"] and best["teacher_epochs"] == 1
+    assert best["student_gamma"] == study[0]["params"]["student_gamma"] and best["teacher_epochs"] == 1
     assert resolve_user_config(None, ["tuning/tiny/best.yaml"], {})["student_epochs"] == 2
-    stored = yaml.safe_load((Path("tuning/tiny") / found[0]["run_dir"] / "config.yaml").read_text())
+    stored = yaml.safe_load((Path("tuning/tiny") / study[0]["run_dir"] / "config.yaml").read_text())
     assert {key: stored[key] for key in best} == best
 
 
-def test_the_algorithms_of_recbole_ask_the_same_again(tiny, monkeypatch):
-    """No trial is run: what hyperopt asks for depends on the seed and on the answers alone."""
+def test_a_continued_study_draws_the_same_trials(tiny, monkeypatch):
+    """Records are written without runs: hyperopt's draws depend on the seed and on the records alone."""
     pytest.importorskip("hyperopt")
     Path("space.yaml").write_text("uniform: {student_gamma: [0, 1]}\nchoice: {student_dropout_prob: [0.0, 0.1]}\n")
-    asked: list[dict] = []
+    drawn: list[dict] = []
 
     def answer(self, params, *_, **__):
         if (record := self.record(params)) is None:
-            asked.append(params)
-            if len(asked) == 4:
-                return self.write(params, "failed", None, error="planted")
-            record = self.write(
+            drawn.append(params)
+            if len(drawn) == 4:
+                return self.write_record(params, "failed", None, error="planted")
+            record = self.write_record(
                 params, "finished", 1 - abs(params["student_gamma"] - 0.6), valid={}, test={}, scores=[]
             )
         return record
@@ -193,33 +193,33 @@ def test_the_algorithms_of_recbole_ask_the_same_again(tiny, monkeypatch):
     monkeypatch.setattr(TuningStudy, "trial", answer)
     for algo in ("random", "bayes"):
         for number in (8, 12):
-            asked.clear()
+            drawn.clear()
             command = ["--params_file=space.yaml", f"--algo={algo}", f"--max_evals={number}", "--early_stop=99"]
             assert main(arguments(tiny, *command, f"--output={algo}")) == 0
-            assert len(asked) == (8 if number == 8 else 4), "the first eight are answered already"
+            assert len(drawn) == (8 if number == 8 else 4), "the first eight have records"
         assert len(records(f"{algo}/tiny")) == 12 and records(f"{algo}/tiny")[-1]["status"] == "failed"
 
 
-def test_recboles_own_tuning_takes_our_models_and_our_objective(tiny, monkeypatch):
+def test_recboles_tuning_takes_the_models_and_the_objective_of_this_package(tiny, monkeypatch):
     pytest.importorskip("hyperopt")
     from recbole.trainer import HyperTuning
 
     monkeypatch.setattr(sys, "argv", ["recbole"])
     Path("fixed.yaml").write_text(yaml.safe_dump(SMALL | {"dataset": "tiny", "data_path": str(tiny)}))
     space = {"choice": {"student_gamma": [0.0, 0.5]}}
-    found = HyperTuning(objective_function, params_dict=space, fixed_config_file_list=["fixed.yaml"])
-    found.run()
-    assert len(found.params2result) == 2 and found.model == "AdaRecStudent" and found.best_score > 0
+    tuning = HyperTuning(objective_function, params_dict=space, fixed_config_file_list=["fixed.yaml"])
+    tuning.run()
+    assert len(tuning.params2result) == 2 and tuning.model == "AdaRecStudent" and tuning.best_score > 0
     quick_start = pytest.importorskip("recbole.quick_start")
-    Path("stock.yaml").write_text(yaml.safe_dump({
+    Path("alone.yaml").write_text(yaml.safe_dump({
         "model": "AdaRecStudent", "dataset": "tiny", "data_path": str(tiny), "epochs": 1, "hidden_size": 8,
         "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "metrics": ["NDCG"], "valid_metric": "NDCG@10",
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
     }))  # fmt: skip
     space = {"choice": {"learning_rate": [0.001, 0.01]}}
-    stock = HyperTuning(quick_start.objective_function, params_dict=space, fixed_config_file_list=["stock.yaml"])
-    stock.run()
-    assert len(stock.params2result) == 2 and stock.best_score > 0
+    tuning = HyperTuning(quick_start.objective_function, params_dict=space, fixed_config_file_list=["alone.yaml"])
+    tuning.run()
+    assert len(tuning.params2result) == 2 and tuning.best_score > 0
 
 
 # ---------------------------------------------------------------------- Ray
@@ -235,7 +235,7 @@ def test_ray_runs_trials_side_by_side_and_repeats_none(tiny, monkeypatch):
     assert study.trial({"student_gamma": 0.0, "distilled_layers": 2})["status"] == "finished"
     first = {path: path.stat().st_mtime_ns for path in Path("tuning/tiny").rglob("*.*") if path.suffix != ".lock"}
     assert main(arguments(tiny, "--params_file=space.params", "--tool=ray", "--workers=2", "--scheduler=fifo")) == 0
-    assert all(path.stat().st_mtime_ns == time for path, time in first.items()), "the ended trial is not repeated"
-    found = records()
-    assert [record["status"] for record in found] == ["finished", "finished", "failed", "failed"]
-    assert len(found[0]["scores"]) == 2 and len(list(Path("tuning/tiny/shared").glob("*.pth"))) == 2
+    assert all(path.stat().st_mtime_ns == time for path, time in first.items()), "the finished trial is not repeated"
+    study = records()
+    assert [record["status"] for record in study] == ["finished", "finished", "failed", "failed"]
+    assert len(study[0]["scores"]) == 2 and len(list(Path("tuning/tiny/shared").glob("*.pth"))) == 2

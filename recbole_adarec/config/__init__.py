@@ -1,1 +1,1 @@
-"""Configuration keys: schema, checks, stages."""
+"""Configuration: the schema of all keys, what a user gave, and RecBole's configuration of each stage."""

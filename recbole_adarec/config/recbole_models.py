@@ -1,18 +1,30 @@
-"""RecBole's own models in a run: which keys they have, and what a trained one demands of the data."""
+"""RecBole's own models in a run: which there are, which keys they have, and what a trained one demands of the data.
+
+Names and keys are read from RecBole's files; its modules, which take seconds to import, are not needed for that.
+"""
 
 from __future__ import annotations
 
+import difflib
+import re
+import sys
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import recbole
-from recbole.utils import ModelType, get_model
 
+from recbole_adarec.config.key import Key
+from recbole_adarec.config.recbole_keys import COMPUTED
+from recbole_adarec.config.schema import KEYS, MODELS
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.storage.properties import PROPERTIES
-from recbole_adarec.storage.recbole_checkpoint import RecBoleCheckpoint, read_checkpoint
 from recbole_adarec.storage.yaml_files import load_yaml
 
+if TYPE_CHECKING:
+    from recbole_adarec.storage.recbole_checkpoint import RecBoleCheckpoint
+
+RECBOLE = Path(recbole.__file__).parent
 # What decides which items and users there are, in which order they get their ids, and what the test data is.
 DATA_KEYS = (
     "dataset", "load_col", "unload_col", "additional_feat_suffix", "benchmark_filename", "field_separator",
@@ -25,35 +37,110 @@ _TRAINING_KEYS = (
     "epochs", "train_batch_size", "learner", "learning_rate", "weight_decay", "eval_step", "stopping_step",
     "clip_grad_norm", "train_neg_sample_args", "shuffle", "transform",
 )  # fmt: skip
+_READ = re.compile(r"""config\[\s*["'](\w+)["']\s*\]|["'](\w+)["'] in config\b""")
 
 
 def is_checkpoint(teacher: Any) -> bool:
-    """Whether ``teacher`` names a file, and not a model."""
+    """Whether ``teacher`` names a file rather than a model."""
     return isinstance(teacher, str) and (teacher.endswith((".pth", ".pt")) or "/" in teacher)
 
 
+# ---------------------------------------------------------------------- names
+
+
+@cache
+def sequential_models() -> tuple[str, ...]:
+    """The names of RecBole's sequential models, from its files."""
+    found = []
+    for path in sorted((RECBOLE / "model" / "sequential_recommender").glob("*.py")):
+        found += [name for name in _classes(path) if name.lower() == path.stem]
+    return tuple(found)
+
+
+@cache
+def _classes(path: Path) -> tuple[str, ...]:
+    return tuple(re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+
+
 def check_sequential(name: str, key: str) -> None:
-    """Refuse what is no sequential model of RecBole."""
+    """Refuse a name that is no sequential model: of RecBole, of this package, or registered by a plugin.
+
+    Parameters
+    ----------
+    name : str
+        The model.
+    key : str
+        The key that has the name, for the message.
+
+    Raises
+    ------
+    AdaRecError
+        If there is no such model, or it is no sequential one.
+    """
+    if name in sequential_models() or name in MODELS.values():
+        return
+    for path in (RECBOLE / "model").glob(f"*/{name.lower()}.py"):
+        if path.parent.name != "sequential_recommender" and name in _classes(path):
+            raise AdaRecError(f"{key}: {name} is no sequential model")
+    if not _registered(name):
+        near = difflib.get_close_matches(name.lower(), [known.lower() for known in sequential_models()], n=1)
+        hint = next((f"; did you mean {known!r}?" for known in sequential_models() if known.lower() in near), "")
+        raise AdaRecError(f"{key}: RecBole has no model {name!r}{hint}")
+
+
+def _registered(name: str) -> bool:
+    """Whether a sequential model was registered beside RecBole's own; without torch nothing can have been."""
+    if "torch" not in sys.modules:
+        return False
+    from recbole.utils import ModelType, get_model
+
     try:
-        known = get_model(name).type == ModelType.SEQUENTIAL
-    except (ValueError, ImportError, AttributeError) as error:
-        raise AdaRecError(f"{key}: RecBole has no model {name!r}") from error
-    if not known:
-        raise AdaRecError(f"{key}: {name} is no sequential model")
+        return bool(get_model(name).type == ModelType.SEQUENTIAL)
+    except (ValueError, ImportError, AttributeError):
+        return False
 
 
-def stock_keys(name: Any) -> dict[str, Any]:
-    """Default settings of a model beside ours, RecBole's or `CpRec`; none for a name that nobody knows."""
-    for properties in (Path(recbole.__file__).parent / "properties", PROPERTIES):
+# ---------------------------------------------------------------------- keys
+
+
+def recbole_model_defaults(name: Any) -> dict[str, Any]:
+    """The default settings of a model beside ours, RecBole's or `CpRec`; empty for any other name."""
+    return dict(_defaults(name)) if isinstance(name, str) else {}
+
+
+@cache
+def _defaults(name: str) -> dict[str, Any]:
+    for properties in (RECBOLE / "properties", PROPERTIES):
         path = properties / "model" / f"{name}.yaml"
-        if isinstance(name, str) and path.is_file():
+        if path.is_file():
             return load_yaml(path)
     return {}
 
 
-def stock_settings(name: str, config: Any) -> dict[str, Any]:
-    """What RecBole's training of a model depends on beside the data, as it is in a configuration."""
-    keys = [*stock_keys(name), *_TRAINING_KEYS]
+@cache
+def recbole_model_keys(name: str) -> dict[str, Key]:
+    """The keys that a RecBole model has defaults for, or that it alone reads, each with the type it takes.
+
+    RecBole says no more about a type than the default does: a number takes numbers, True and False; a list takes
+    lists; every other key takes anything.
+    """
+    defaults = recbole_model_defaults(name)
+    names = set(defaults)
+    path = RECBOLE / "model" / "sequential_recommender" / f"{name.lower()}.py"
+    if name in sequential_models():
+        names |= {one or two for one, two in _READ.findall(path.read_text(encoding="utf-8"))} - KEYS.keys()
+    return {key: Key(key, _types(defaults.get(key)), "", optional=True) for key in names if key not in COMPUTED}
+
+
+def _types(default: Any) -> tuple[type, ...]:
+    if isinstance(default, (bool, int, float)):
+        return (float, bool)
+    return (list, tuple) if isinstance(default, list) else ()
+
+
+def recbole_model_settings(name: str, config: Any) -> dict[str, Any]:
+    """What RecBole's training of a model depends on beside the data, as a configuration has it."""
+    keys = [*recbole_model_defaults(name), *_TRAINING_KEYS]
     # RecBole writes "none" for no negative sampling in words that it does not read back.
     return {key: None if key == "train_neg_sample_args" and _none(config[key]) else config[key] for key in keys}
 
@@ -62,8 +149,11 @@ def _none(sampling: Any) -> bool:
     return isinstance(sampling, dict) and sampling.get("distribution") == "none"
 
 
-def data_of_teacher(given: dict[str, Any]) -> dict[str, Any]:
-    """The data that a trained teacher was trained on: keys that the user has not given are the teacher's.
+# ---------------------------------------------------------------------- a trained teacher
+
+
+def teacher_data(given: dict[str, Any]) -> dict[str, Any]:
+    """The data settings of a trained teacher, for the keys that the user has not given.
 
     RecBole's checkpoints do not hold which token has which id. Ids follow from the file and the keys in `DATA_KEYS`,
     so those must be the same; that the numbers of items and users agree is checked with the data, and that the file is
@@ -84,6 +174,8 @@ def data_of_teacher(given: dict[str, Any]) -> dict[str, Any]:
     AdaRecError
         If a given value is not the teacher's.
     """
+    from recbole_adarec.storage.recbole_checkpoint import read_checkpoint
+
     checkpoint = read_checkpoint(given["teacher"])
     check_sequential(checkpoint.model, f"teacher: {checkpoint.path}")
     adopted = {}
@@ -110,8 +202,8 @@ def _shape(key: str, value: Any) -> Any:
     return value
 
 
-def check_recorded(checkpoint: RecBoleCheckpoint, valid: dict[str, float]) -> str:
-    """Compare the validation result that RecBole recorded with the one found here; what to tell the user.
+def check_recorded_score(checkpoint: RecBoleCheckpoint, valid: dict[str, float]) -> str:
+    """A line on the validation result that RecBole recorded, compared with the one found now.
 
     Raises
     ------

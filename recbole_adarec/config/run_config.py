@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from recbole_adarec import distributed
 from recbole_adarec.config.baselines import baseline_config
 from recbole_adarec.config.recbole_models import check_sequential, is_checkpoint
 from recbole_adarec.config.resolve import full_config
 from recbole_adarec.config.stages import AdaRecConfig, stage_config
+from recbole_adarec.memory import use_threads
 from recbole_adarec.model.search_space.architecture import Architecture, as_architecture
 from recbole_adarec.plugins import load_plugins
 from recbole_adarec.storage.files import plain
@@ -45,8 +44,7 @@ class RunConfig:
 
     def __init__(self, values: dict[str, Any]) -> None:
         load_plugins(values["plugins"])  # this may be a process of its own
-        if values["threads"]:
-            torch.set_num_threads(values["threads"])
+        use_threads(values["threads"])
         if distributed.world_size() > 1:  # part of the configuration: a batch is as many times larger
             values = values | {"world_size": distributed.world_size()}
             if not distributed.is_first():

@@ -1,1 +1,1 @@
-"""RecBole's datasets as windows of histories."""
+"""RecBole's datasets, with training histories cut into windows."""

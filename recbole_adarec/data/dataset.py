@@ -1,7 +1,7 @@
-"""RecBole's sequential dataset without its padded prefix rows.
+"""RecBole's sequential dataset, without storing padded prefix rows.
 
-RecBole expands a history of n items to n - 1 rows of ``MAX_ITEM_LIST_LENGTH`` items each. Here a row is two numbers,
-and its padded form exists only while its batch does; filtering, order, splitting and loaders stay RecBole's own.
+RecBole expands a history of n items to n - 1 rows of ``MAX_ITEM_LIST_LENGTH`` items each. This dataset stores two
+numbers per row and pads the rows of a batch on demand. Filtering, order, splitting and loaders are RecBole's.
 """
 
 from __future__ import annotations
@@ -16,42 +16,53 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_adarec.data.download import download
 from recbole_adarec.data.windows import Windows, cut_windows, gather_windows
 from recbole_adarec.errors import AdaRecError
 
-TARGETS_PREFIX = "target_"  # the targets of a window stand in "target_<item>_list"
+TARGETS_PREFIX = "target_"  # the field "target_<item>_list" holds the targets of a window
 WINDOW_FIELD = "window_id"
-_FLAT = "_flat_index"  # where the target of a row stands in the flat array of items
+_FLAT_INDEX = "_flat_index"  # field: index of a row's target in the flat array of items
 
 
 class FastInteraction(Interaction):
-    """RecBole's `Interaction`, which turns every index into a Python list first."""
+    """RecBole's ``Interaction`` with fast indexing; RecBole's converts every index to a Python list."""
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, range):
             index = torch.arange(index.start, index.stop)
         elif isinstance(index, (list, np.ndarray, torch.Tensor)):
             index = torch.as_tensor(index)
-            index = index if index.dtype == torch.bool else index.long()  # an empty list has no type
+            index = index if index.dtype == torch.bool else index.long()  # an empty list becomes a float tensor
         else:
             return super().__getitem__(index)
         return FastInteraction({name: column[index] for name, column in self.interaction.items()})
 
 
 class SequenceDataset(SequentialDataset):
-    """Histories with RecBole's prefix rows made on demand; its training part is a `WindowDataset`.
+    """RecBole's sequential dataset with prefix rows padded on demand; `build` returns its training part as windows.
 
-    ``dataset[index]`` gives the fields that RecBole's own rows have for items (``item_id``, ``item_id_list``
-    ``[B, L]``, ``item_length``), so RecBole's evaluation loaders run on it unchanged.
+    ``dataset[index]`` has the item fields of RecBole's rows: ``item_id`` ``[B]``, ``item_id_list`` ``[B, L]`` and
+    ``item_length`` ``[B]``. RecBole's evaluation loaders therefore run on it unchanged.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        As for RecBole's ``SequentialDataset``.
+
+    Attributes
+    ----------
+    items : Tensor
+        Items of all interactions, ordered by user and time, int64; shared by the three parts of the split.
 
     Raises
     ------
     AdaRecError
-        If ``benchmark_filename`` is set, or if the split leaves nothing to train or to evaluate on.
+        If ``benchmark_filename`` is set, or if a part of the split is empty.
     """
 
     inter_feat: Any  # RecBole's table: a DataFrame until the histories are built, then an Interaction
-    items: Tensor  # every interaction's item, by user and time, int64 [N]; shared by all parts
+    items: Tensor
 
     def __init__(self, config: Any) -> None:
         if config["benchmark_filename"] is not None:
@@ -61,8 +72,12 @@ class SequenceDataset(SequentialDataset):
             )
         super().__init__(config)
 
+    def _download(self) -> None:
+        """RecBole's, which leaves nothing half-written and needs no process group."""
+        download(self)
+
     def data_augmentation(self) -> None:
-        """Keep, for every interaction that has a past, where it stands and how long its prefix is."""
+        """Store, for every interaction but a user's first, its index and the length of its prefix (RecBole's hook)."""
         self._aug_presets()
         self._check_field("uid_field", "time_field")
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
@@ -73,23 +88,23 @@ class SequenceDataset(SequentialDataset):
         targets = torch.from_numpy(np.flatnonzero(position > 0))
         rows = FastInteraction(self.inter_feat.interaction)[targets]
         lengths = torch.from_numpy(position)[targets].clamp_max(self.max_item_list_len)
-        rows.update(Interaction({self.item_list_length_field: lengths, _FLAT: targets}))
+        rows.update(Interaction({self.item_list_length_field: lengths, _FLAT_INDEX: targets}))
         self.inter_feat = rows
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         rows = super().__getitem__(index, join)
-        if _FLAT not in rows:  # RecBole reads the raw table before the histories are built
+        if _FLAT_INDEX not in rows:  # RecBole reads the raw table before the histories are built
             return rows
-        target, length = rows[_FLAT].reshape(-1, 1), rows[self.item_list_length_field].reshape(-1, 1)
+        target, length = rows[_FLAT_INDEX].reshape(-1, 1), rows[self.item_list_length_field].reshape(-1, 1)
         position = torch.arange(self.max_item_list_len)
         real = position < length
         prefix = self.items[torch.where(real, target - length + position, 0)] * real
         rows.update(Interaction({getattr(self, f"{self.iid_field}_list_field"): prefix}))
-        del rows.interaction[_FLAT]
+        del rows.interaction[_FLAT_INDEX]
         return rows
 
     def _load_feat(self, filepath: str, source: Any) -> Any:
-        """RecBole's, with pandas' fast engine in place of the one written in Python where it reads the same."""
+        """Load a table as RecBole does, but with the C engine of pandas where that reads the same."""
         original = recbole_dataset.pd
         recbole_dataset.pd = _FastPandas()
         try:
@@ -98,23 +113,29 @@ class SequenceDataset(SequentialDataset):
             recbole_dataset.pd = original
 
     def _grouped_index(self, group_by_list: np.ndarray) -> list[np.ndarray]:
-        """RecBole's groups of equal values, in order of their first appearance, without its loop over interactions."""
+        """Indices of equal values, in order of first appearance; as RecBole's, without its loop over interactions."""
         group, _ = pd.factorize(group_by_list)
         return np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
 
     def _split_index_by_leave_one_out(self, grouped_index: list[np.ndarray], leave_one_num: int) -> list[np.ndarray]:
-        """RecBole's split of each group into its first rows and `leave_one_num` single ones, in array operations."""
+        """First rows of each group and `leave_one_num` single rows; as RecBole's, without its loop over groups."""
         size = np.array([len(group) for group in grouped_index])
         left_out = np.minimum(leave_one_num, size - 1)
         members, end = np.concatenate(grouped_index), np.cumsum(size)
         from_end = np.repeat(end, size) - np.arange(len(members))  # 1 for the last row of a group
         parts = [members[from_end > np.repeat(left_out, size)]]
-        for place in range(leave_one_num, 0, -1):
-            parts.append(members[end[left_out >= place] - place])
+        for back in range(leave_one_num, 0, -1):
+            parts.append(members[end[left_out >= back] - back])
         return parts
 
     def build(self) -> list[SequentialDataset]:
-        """RecBole's split, with the training part as windows."""
+        """Training part as windows, validation part and test part, split as RecBole splits.
+
+        Raises
+        ------
+        AdaRecError
+            If a part is empty.
+        """
         train, valid, test = super().build()
         for name, part in (("training", train), ("validation", valid), ("test", test)):
             if len(part) == 0:
@@ -128,23 +149,29 @@ class SequenceDataset(SequentialDataset):
 
 
 class WindowDataset(SequenceDataset):
-    """The training part: ``dataset[index]`` gives whole windows, right-padded to the longest of them.
+    """Training part of a dataset as windows, see `recbole_adarec.data.windows`.
 
-    Fields of a batch: user, ``item_id_list`` (inputs, ``[B, L']``), ``target_item_id_list`` (``[B, L']``, 0 where
-    padded), ``item_length`` and ``window_id`` (``[B]``).
+    ``dataset[index]`` is a batch of B windows, right-padded to the longest of them, L. Its fields are ``user_id``
+    ``[B]``, ``item_id_list`` (inputs, ``[B, L]``), ``target_item_id_list`` (targets, ``[B, L]``, 0 where padded),
+    ``item_length`` ``[B]`` and ``window_id`` ``[B]``.
 
     Parameters
     ----------
     prefixes : SequenceDataset
-        The training part as RecBole splits it.
+        The training part as RecBole splits it, with a row per target.
+
+    Attributes
+    ----------
+    windows : Windows
+        All windows of the training part.
     """
 
     windows: Windows
 
     def __init__(self, prefixes: SequenceDataset) -> None:
-        # Everything that RecBole keeps on a dataset is shared, as in its own Dataset.copy.
+        # All attributes are shared with the prefixes, as in RecBole's Dataset.copy.
         self.__dict__.update(prefixes.__dict__)
-        targets, order = self.inter_feat[_FLAT].sort()
+        targets, order = self.inter_feat[_FLAT_INDEX].sort()
         users = self.inter_feat[self.uid_field][order]
         self.windows = cut_windows(targets.numpy(), users.numpy(), self.max_item_list_len)
 
@@ -168,14 +195,19 @@ class WindowDataset(SequenceDataset):
 
 
 def item_counts(dataset: Any, n_items: int) -> Tensor:
-    """How often each item is a target of the training part, ``[I]``."""
+    """Number of times each item is a target of the training part, int64 ``[I]``."""
     return torch.bincount(dataset.inter_feat[dataset.iid_field], minlength=n_items)
 
 
 class _FastPandas:
-    """pandas, whose ``read_csv`` tries its C engine first; the Python engine takes a minute for five million rows.
+    """The module pandas, with a ``read_csv`` that tries the C engine first.
 
-    What only the Python engine reads (separators of several characters, for one), it still reads.
+    The Python engine, which RecBole asks for, still reads what the C engine cannot, such as separators of several
+    characters.
+
+    Notes
+    -----
+    The Python engine takes a minute for five million rows.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -183,6 +215,7 @@ class _FastPandas:
 
     @staticmethod
     def read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:
+        """Table in a file, as ``pandas.read_csv`` reads it."""
         fast = kwargs | {"engine": "c", "float_precision": "round_trip"}
         try:
             return pd.read_csv(*args, **fast)

@@ -1,4 +1,4 @@
-"""From a configuration to RecBole's loaders, with a clear word when the data is not what it should be."""
+"""Loads a dataset and its three parts, and explains in one line why a dataset cannot be used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from recbole_adarec.storage.yaml_files import load_yaml
 
 
 class Loaders(NamedTuple):
-    """A dataset and RecBole's loaders of its three parts."""
+    """A dataset and RecBole's data loaders of its three parts.
+
+    Attributes
+    ----------
+    dataset : SequenceDataset
+        The whole dataset.
+    train, valid, test : recbole.data.dataloader.AbstractDataLoader
+        Loaders of windows (`train`) and of prefix rows (`valid` and `test`).
+    """
 
     dataset: Any
     train: Any
@@ -26,9 +34,20 @@ class Loaders(NamedTuple):
     test: Any
 
     def for_stage(self, config: Any) -> Loaders:
-        """The same data with a training loader of a stage's own batch size and a generator seeded anew.
+        """Loaders of the same data for another stage.
 
-        Of several processes each evaluates every n-th row; the trainers join what they find.
+        The training loader has the batch size of that stage and a newly seeded generator. With n processes each
+        evaluates every n-th row, and the trainers gather the results.
+
+        Parameters
+        ----------
+        config : recbole.config.Config
+            The configuration of the stage.
+
+        Raises
+        ------
+        AdaRecError
+            If a part has fewer rows than there are processes.
         """
         train = get_dataloader(config, "train")(
             config, self.train._dataset, self.train._sampler, shuffle=config["shuffle"]
@@ -39,6 +58,7 @@ class Loaders(NamedTuple):
 
 
 def _local_part(loader: Any, name: str) -> Any:
+    """Loader of the rows that this process evaluates."""
     processes = distributed.world_size()
     if processes == 1:
         return loader
@@ -50,16 +70,21 @@ def _local_part(loader: Any, name: str) -> Any:
 
 
 def load_data(config: Any) -> Loaders:
-    """RecBole's dataset and loaders of a configuration.
+    """Dataset and loaders of a configuration, made by RecBole.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        Its ``eval_batch_size`` is reduced where ``eval_scores_mb`` demands it.
 
     Raises
     ------
     AdaRecError
-        If the dataset is unknown, cannot be downloaded, lacks a field, or has too little in it.
+        If the dataset is unknown, cannot be downloaded, lacks a column, or has too few interactions.
     """
     _check_files(config)
     with warnings.catch_warnings():
-        # RecBole fills columns in a way that pandas 3 no longer has; setup.cfg keeps pandas below 3.
+        # RecBole fills columns in a way that pandas 3 removed; setup.cfg keeps pandas below 3.
         warnings.simplefilter("ignore", FutureWarning)
         try:
             dataset = create_dataset(config)
@@ -70,41 +95,42 @@ def load_data(config: Any) -> Loaders:
 
 
 def _bound_scores(config: Any, n_items: int) -> None:
-    """Evaluate fewer rows at a time where the scores of ``eval_batch_size`` rows over all items are too large.
+    """Reduce ``eval_batch_size`` where the score matrix of that many rows would exceed ``eval_scores_mb``.
 
-    For its own models RecBole's collector makes a second matrix of the same size.
+    The matrix has a float32 for each row and item, and is counted twice: for RecBole's models RecBole's collector makes
+    a second matrix of the same size.
     """
-    fitting = config["eval_scores_mb"] * 10**6 // (2 * 4 * n_items)
-    config["eval_batch_size"] = max(min(config["eval_batch_size"], fitting), 1)
+    most_rows = config["eval_scores_mb"] * 10**6 // (2 * 4 * n_items)
+    config["eval_batch_size"] = max(min(config["eval_batch_size"], most_rows), 1)
 
 
 def _check_files(config: Any) -> None:
-    """Look before RecBole does: is the file there, or a download known, and does it have the columns."""
+    """Raise `AdaRecError` unless RecBole knows the dataset, or its file exists and has the required columns."""
     name, folder = config["dataset"], Path(config["data_path"])
     file = folder / f"{name}.inter"
     if not folder.is_dir():
         downloads = load_yaml(Path(recbole.__file__).parent / "properties/dataset/url.yaml")
         if name in downloads:
             return  # RecBole downloads it
-        there = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
-        nearest = difflib.get_close_matches(name, [*there, *downloads, "ml-100k"], n=1)
+        folders = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+        nearest = difflib.get_close_matches(name, [*folders, *downloads, "ml-100k"], n=1)
         hint = f"; did you mean {nearest[0]!r}" if nearest else ""
-        found = ", ".join(there) if there else "nothing"
+        listing = ", ".join(folders) if folders else "nothing"
         raise AdaRecError(
-            f"unknown dataset {name!r}: looked for {file}, found {found} in {folder.parent}, and RecBole knows no "
+            f"unknown dataset {name!r}: looked for {file}, found {listing} in {folder.parent}, and RecBole knows no "
             f"download of that name{hint}; give the folder above it with --data_path="
         )
     if not file.is_file():
-        holds = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-        raise AdaRecError(f"dataset {name!r}: no file {file}; {folder} holds {holds}")
+        listing = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+        raise AdaRecError(f"dataset {name!r}: no file {file}; {folder} holds {listing}")
     with file.open(encoding=config["encoding"] or "utf-8") as lines:
         header = lines.readline().rstrip("\n").split(config["field_separator"])
     columns = {column.split(":")[0]: column for column in header}
     for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
         if config[key] not in columns:
-            what = "sequences need the order of interactions; " if key == "TIME_FIELD" else ""
+            reason = "sequences need the order of interactions; " if key == "TIME_FIELD" else ""
             raise AdaRecError(
-                f"dataset {name!r}: {file} has no column {config[key]!r} ({key}); {what}its columns are "
+                f"dataset {name!r}: {file} has no column {config[key]!r} ({key}); {reason}its columns are "
                 f"{', '.join(columns)}: name the right one with --{key}="
             )
         loaded = (config["load_col"] or {}).get("inter")

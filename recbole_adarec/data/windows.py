@@ -1,6 +1,6 @@
-"""Windows of a history: every training interaction is a target exactly once.
+"""Windows: histories cut into pieces of bounded length, so that every training interaction is a target exactly once.
 
-A window is a pair of offsets into one flat array of items, never a padded copy.
+A window is stored as a start and a length in one flat array of items. Padded tensors are made for one batch at a time.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from torch import Tensor
 
 
 class Windows(NamedTuple):
-    """Offsets of windows into the flat array of items; window ``k`` reads ``items[start : start + length]`` and
-    predicts ``items[start + 1 : start + length + 1]``.
+    """Windows as positions in the flat array of items.
+
+    The inputs of a window are ``items[start : start + length]``, its targets are
+    ``items[start + 1 : start + length + 1]``.
 
     Attributes
     ----------
     start : Tensor
-        Index of the first input, int64 ``[W]``.
+        Index of the first input, int64, one entry per window.
     length : Tensor
-        Number of targets, int64 ``[W]``, 1 to ``MAX_ITEM_LIST_LENGTH``.
+        Number of targets, 1 to ``MAX_ITEM_LIST_LENGTH``, int64, one entry per window.
     user : Tensor
-        User of each window, int64 ``[W]``.
+        User id, int64, one entry per window.
     """
 
     start: Tensor
@@ -32,30 +34,33 @@ class Windows(NamedTuple):
 
 
 def cut_windows(targets: np.ndarray, users: np.ndarray, max_length: int) -> Windows:
-    """Cut runs of consecutive targets into windows of at most `max_length`, from the end of each run.
+    """Cut runs of consecutive targets into windows, from the end of each run.
+
+    Only the first window of a run can be shorter than `max_length`.
 
     Parameters
     ----------
     targets : ndarray
-        Flat indices of the interactions to be predicted, ascending, int64 ``[N]``. The item before each of them is
-        its input, so a gap between two indices (the first item of the next user is no target) ends a run.
+        Indices of the targets in the flat array of items, ascending, int64, one entry per target. The input of a target
+        is the item before it, so a gap between two indices ends a run; there is one before each user, whose first item
+        is not a target.
     users : ndarray
-        User of each target, int64 ``[N]``.
+        User id of each target, int64, one entry per target.
     max_length : int
         Largest number of targets in a window.
 
     Returns
     -------
     Windows
-        In the order of `targets`; together they hold each target exactly once.
+        In the order of `targets`. Together they hold each target exactly once.
     """
     run_first = np.flatnonzero(np.diff(targets, prepend=-2) != 1)
     run_length = np.diff(np.append(run_first, len(targets)))
-    cuts = -(-run_length // max_length)
-    run = np.repeat(np.arange(len(run_first)), cuts)
-    # How many windows of the same run come after this one: each of those is full, the first takes what is left.
-    after = np.repeat(np.cumsum(cuts), cuts) - 1 - np.arange(len(run))
-    end = run_length[run] - after * max_length
+    window_count = -(-run_length // max_length)
+    run = np.repeat(np.arange(len(run_first)), window_count)
+    # Number of later windows of the same run: all of them are full, so the first one holds the remainder.
+    later = np.repeat(np.cumsum(window_count), window_count) - 1 - np.arange(len(run))
+    end = run_length[run] - later * max_length
     begin = np.maximum(end - max_length, 0)
     start = targets[run_first[run]] - 1 + begin
     return Windows(
@@ -64,19 +69,19 @@ def cut_windows(targets: np.ndarray, users: np.ndarray, max_length: int) -> Wind
 
 
 def gather_windows(items: Tensor, start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Right-padded inputs and targets of windows, no wider than the longest of them.
+    """Inputs and targets of a batch of windows, right-padded to the longest of them.
 
     Parameters
     ----------
     items : Tensor
-        The flat array, int64 ``[N]``.
+        Items of all interactions, ordered by user and time, int64, one entry per interaction.
     start, length : Tensor
-        Offsets, int64 ``[B]``.
+        Start and length of each window, see `Windows`, int64 ``[B]``.
 
     Returns
     -------
     tuple of Tensor
-        Inputs and targets, int64 ``[B, max(length)]`` each, 0 where padded.
+        Inputs and targets, int64 ``[B, L]`` each with L = ``max(length)``, 0 where padded.
     """
     position = torch.arange(int(length.max()))
     real = position < length[:, None]
@@ -85,52 +90,51 @@ def gather_windows(items: Tensor, start: Tensor, length: Tensor) -> tuple[Tensor
 
 
 def split_users(users: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split windows in two by user: no user has windows in both parts.
+    """Split windows into two parts by user, so that no user has windows in both.
 
     Parameters
     ----------
     users : Tensor
-        User of each window, int64 ``[W]``.
+        User id of each window, int64, one entry per window.
     fraction : float
-        Share of the users that goes to the second part.
+        Share of the users in the second part.
     seed : int
-        Seed of the choice.
+        Seed of the random choice of users.
 
     Returns
     -------
     tuple of Tensor
-        Indices of the windows of the first and the second part.
+        Indices of the windows in the first and in the second part, int64.
     """
-    distinct = users.unique()
-    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed))
-    chosen = distinct[order[: round(fraction * len(distinct))]]
-    second = torch.isin(users, chosen)
+    user_ids = users.unique()
+    order = torch.randperm(len(user_ids), generator=torch.Generator().manual_seed(seed))
+    second_users = user_ids[order[: round(fraction * len(user_ids))]]
+    second = torch.isin(users, second_users)
     return torch.nonzero(~second).flatten(), torch.nonzero(second).flatten()
 
 
 def length_batches(
     windows: Tensor, length: Tensor, targets: int, generator: torch.Generator | None, pool: int = 32
 ) -> list[Tensor]:
-    """Batches of about `targets` targets each, in random order, of windows of similar length: little is padding.
+    """Batches of about `targets` targets each, of windows of similar length, so that little of a batch is padding.
 
     Parameters
     ----------
     windows : Tensor
-        Indices of the windows of this epoch.
+        Indices of the windows of this epoch, int64.
     length : Tensor
-        Length of every window, by index.
+        Length of every window of the dataset, by index, int64.
     targets : int
-        Targets of a batch, RecBole's rows; a batch holds at least one window.
+        Number of targets per batch; RecBole's training rows are targets. A batch holds at least one window.
     generator : torch.Generator, optional
-        Shuffles; without one the windows keep their order.
+        Shuffles windows and batches. Without it the windows keep their order.
     pool : int
-        Batches that are drawn together and sorted by length among themselves, so that batches still differ in every
-        epoch.
+        Windows are sorted by length only within pools of this many batches, so that batches differ between epochs.
 
     Returns
     -------
     list of Tensor
-        Indices of the windows of each batch; together they hold each window once.
+        Indices of the windows of each batch, int64. Together they hold each window exactly once.
     """
     if generator is not None:
         windows = windows[torch.randperm(len(windows), generator=generator)]

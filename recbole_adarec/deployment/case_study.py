@@ -13,63 +13,57 @@ from recbole_adarec.data.loading import load_data
 from recbole_adarec.deployment.recommender import load_student, load_teacher
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.plugins import load_plugins
-from recbole_adarec.storage.yaml_files import load_yaml, parse_value
+from recbole_adarec.storage.yaml_files import load_yaml
 
 _SHOWN = 5  # items of a history
 
 
 def recommend(
-    run_dir: str | None = None,
-    history: str | None = None,
-    users: str | None = None,
-    k: str = "10",
+    run_dir: str | Path,
+    history: str | list[str] | None = None,
+    users: list[str] | None = None,
+    k: int = 10,
     data_path: str | None = None,
-    plugins: str | None = None,
+    plugins: list[str] | None = None,
 ) -> str:
     """The k best items of student and teacher, as a table.
 
     Parameters
     ----------
-    run_dir : str
+    run_dir : path-like
         Folder of a finished run.
-    history : str
-        Item tokens, oldest first, separated by blanks; needs no dataset.
-    users : str
-        A YAML list of user tokens: their histories up to the item that is held out for the test.
-    k : str
+    history : str or list of str
+        Item tokens, oldest first; in a text they have blanks between them. Needs no dataset.
+    users : list of str
+        User tokens: their histories up to the item that is held out for the test.
+    k : int
         How many items.
     data_path : str, optional
         The folder above the dataset, if it is not where it was.
-    plugins : str, optional
-        Plugin files that the run was made with, as YAML.
+    plugins : list of str, optional
+        Plugin files that the run was made with.
 
     Raises
     ------
     AdaRecError
-        For anything that cannot be used.
+        If both or neither of `history` and `users` are given, and for anything else that cannot be used.
     """
-    if run_dir is None or (history is None) == (users is None):
-        raise AdaRecError('recommend: give --run_dir= and one of --history="50 172 181" and --users="[1, 2]"')
-    count = parse_value(k)
-    if not isinstance(count, int) or isinstance(count, bool):
-        raise AdaRecError(f"recommend: k is {k!r}, expected a whole number")
-    load_plugins(parse_value(plugins) if plugins else None)
+    if (history is None) == (users is None):
+        raise AdaRecError('recommend: give --run_dir= and one of --history="50 172 181" and --users="1 2"')
+    load_plugins(plugins)
     models = {"student": load_student(run_dir), "teacher": load_teacher(run_dir)}
     if history is not None:
-        return _side_by_side({name: model.recommend(history.split(), count) for name, model in models.items()})
+        tokens = history.split() if isinstance(history, str) else history
+        return _side_by_side({name: model.recommend(tokens, k) for name, model in models.items()})
     parts = []
-    for user, tokens, held_out in _histories(run_dir, _tokens(users), data_path):
-        found = {name: model.recommend(tokens, count) for name, model in models.items()}
-        parts.append(f"user {user}: … {' '.join(tokens[-_SHOWN:])}, then {held_out}\n{_side_by_side(found, held_out)}")
+    for user, tokens, held_out in _histories(run_dir, users or [], data_path):
+        ranked = {name: model.recommend(tokens, k) for name, model in models.items()}
+        shown = f"user {user}: … {' '.join(tokens[-_SHOWN:])}, then {held_out}"
+        parts.append(f"{shown}\n{_side_by_side(ranked, held_out)}")
     return "\n\n".join(parts)
 
 
-def _tokens(users: str | None) -> list[str]:
-    listed = parse_value(users or "")
-    return [str(user) for user in (listed if isinstance(listed, list) else [listed])]
-
-
-def _histories(run_dir: str, users: list[str], data_path: str | None) -> list[tuple[str, list[str], str]]:
+def _histories(run_dir: str | Path, users: list[str], data_path: str | None) -> list[tuple[str, list[str], str]]:
     """User, history and held-out item of the test data, as tokens."""
     # The folder may be anybody's: plugins are run if the user names them, not because it does.
     given = load_yaml(Path(run_dir) / "config.yaml") | {"plugins": None}
@@ -92,11 +86,11 @@ def _histories(run_dir: str, users: list[str], data_path: str | None) -> list[tu
     return found
 
 
-def _side_by_side(found: dict[str, list[tuple[str, float]]], held_out: str | None = None) -> str:
-    """Ranked items of the models side by side; the one that came is marked."""
+def _side_by_side(ranked: dict[str, list[tuple[str, float]]], held_out: str | None = None) -> str:
+    """Ranked items of the models side by side; the held-out item is marked."""
     columns: dict[str, list[str]] = {}
-    for name, ranked in found.items():
-        columns[name] = [f"{token} *" if token == held_out else token for token, _ in ranked]
-        columns[f"{name}'s score"] = [f"{score:.4g}" for _, score in ranked]
+    for name, items in ranked.items():
+        columns[name] = [f"{token} *" if token == held_out else token for token, _ in items]
+        columns[f"{name}'s score"] = [f"{score:.4g}" for _, score in items]
     ranks = range(1, 1 + len(next(iter(columns.values()))))
     return tabulate(columns, headers="keys", tablefmt="github", showindex=ranks, disable_numparse=True)

@@ -1,4 +1,4 @@
-"""A student, or its teacher, that scores item histories, from its file alone."""
+"""Scores and ranks items for item histories with a stored student or teacher; no dataset is needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ class Recommender:
     model : AdaRecStudent, AdaRecTeacher or CpRec
         In evaluation mode.
     item_tokens : list of str
-        The dataset's own name of each item id; id 0 is padding.
+        The token of each item id in the dataset; id 0 is padding.
+
+    Attributes
+    ----------
+    item_ids : dict of str to int
+        The id of each token.
+    name : str
+        ``teacher`` or ``student``, for messages.
     """
 
     def __init__(self, model: Any, item_tokens: Sequence[str]) -> None:
@@ -33,8 +40,8 @@ class Recommender:
         self.item_ids = {token: index for index, token in enumerate(self.item_tokens)}
         self.name = "teacher" if isinstance(model, AdaRecTeacher) else "student"
 
-    def _ids(self, history: Sequence[str | int]) -> Tensor:
-        """Ids ``[1, L]`` of the last ``MAX_ITEM_LIST_LENGTH`` items."""
+    def _item_seq(self, history: Sequence[str | int]) -> Tensor:
+        """Ids of the last ``MAX_ITEM_LIST_LENGTH`` items of a history, int64 ``[1, L]``."""
         if isinstance(history, str) or not history:
             raise AdaRecError(f"history is {history!r}, expected a list of one or more item tokens")
         ids = []
@@ -49,12 +56,12 @@ class Recommender:
 
     @torch.no_grad()
     def scores(self, histories: Sequence[Sequence[str | int]]) -> Tensor:
-        """Scores of all items after each history.
+        """Scores of all items as the next one after each history.
 
         Parameters
         ----------
         histories : sequence of sequences of str
-            Item tokens as the dataset writes them, oldest first.
+            B histories: item tokens as the dataset writes them, oldest first.
 
         Returns
         -------
@@ -68,7 +75,7 @@ class Recommender:
         """
         if isinstance(histories, str) or not histories:
             raise AdaRecError("histories is empty, expected a list of histories")
-        rows = [self._ids(history)[0] for history in histories]
+        rows = [self._item_seq(history)[0] for history in histories]
         lengths = torch.tensor([len(row) for row in rows])
         device = next(self.model.parameters()).device
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
@@ -76,57 +83,79 @@ class Recommender:
         scores[:, 0] = -torch.inf
         return scores
 
-    @torch.inference_mode()  # not where tensors are handed out: nobody could write into those
+    @torch.inference_mode()  # `scores` and `top_k` return tensors, which callers could not change under it
     def recommend(self, history: Sequence[str | int], k: int = 10) -> list[tuple[str, float]]:
-        """The k items with the highest scores after a history, with their scores; items of the history are among
-        them where people take items again (`repeat_bias`).
+        """The k items with the highest scores after a history.
 
-        Exact; with an adaptive item table blocks that cannot hold one of them are not scored.
+        The ranking is exact; with an adaptive item table, blocks that cannot hold one of the k items are not scored.
+        Items of the history are ranked lower where users rarely repeat an item (`repeat_bias`).
+
+        Parameters
+        ----------
+        history : sequence of str
+            Item tokens as the dataset writes them, oldest first.
+        k : int
+            Number of items.
+
+        Returns
+        -------
+        list of (str, float)
+            Tokens and scores, the best item first.
+
+        Raises
+        ------
+        AdaRecError
+            If the history is empty or names an item that the model does not know, or there are not k items.
         """
         top = self.top_k(history, k)
         return [(self.item_tokens[i], s) for i, s in zip(top.items[0].tolist(), top.scores[0].tolist(), strict=True)]
 
     @torch.no_grad()
     def top_k(self, history: Sequence[str | int], k: int = 10) -> TopK:
-        """What `recommend` gives as ids and scores ``[1, k]``, with the share of the catalog that was scored for it."""
+        """The k best items as ids and scores ``[1, k]``, and the share of the catalog that was scored.
+
+        Parameters and errors are those of `recommend`.
+        """
         if not 1 <= k < len(self.item_tokens):
             raise AdaRecError(f"k is {k}, expected 1 to {len(self.item_tokens) - 1}")
-        row = self._ids(history).to(next(self.model.parameters()).device)
+        row = self._item_seq(history).to(next(self.model.parameters()).device)
         return self.model.top_k(row, torch.tensor([row.shape[1]], device=row.device), k)
 
 
 def load_student(run_dir: str | Path, device: torch.device | str = "cpu") -> Recommender:
-    """The student of a run, ready to score; no dataset file is read.
+    """The trained student of a run; no dataset file is read.
 
     Parameters
     ----------
     run_dir : path-like
-        Folder of a finished run, or a copy of its student.pth; or the cprec.pth of a CpRec.
+        Folder of a finished run, or the path of a student.pth or of the cprec.pth of a `CpRec`.
     device : torch.device or str
-        Where it computes.
+        Device of the model.
 
     Raises
     ------
     AdaRecError
-        If there is no student, or its file is damaged or foreign.
+        If there is no student, or its file is damaged or holds something else.
     """
     return _load_model(run_dir, device, "student", ("AdaRecStudent", "CpRec"))
 
 
 def load_teacher(run_dir: str | Path, device: torch.device | str = "cpu") -> Recommender:
-    """The teacher of a run, likewise; one that looks at its user, as Caser does, takes every history for a new user's.
+    """The trained teacher of a run; no dataset file is read.
+
+    A model of RecBole that has user embeddings, as Caser, scores every history as that of an unknown user.
 
     Parameters
     ----------
     run_dir : path-like
-        Folder of a run, or a copy of its teacher.pth.
+        Folder of a run, or the path of a teacher.pth.
     device : torch.device or str
-        Where it computes.
+        Device of the model.
 
     Raises
     ------
     AdaRecError
-        As `load_student`.
+        If there is no teacher, or its file is damaged or holds something else.
     """
     return _load_model(run_dir, device, "teacher", ("AdaRecTeacher",))
 

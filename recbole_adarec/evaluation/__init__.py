@@ -1,1 +1,1 @@
-"""Accuracy for each user, significance, size and speed."""
+"""Accuracy of each user, significance, size and speed."""

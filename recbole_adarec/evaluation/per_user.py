@@ -1,4 +1,4 @@
-"""What a model does for each user: the finest that can be measured, and what paired comparisons are made of."""
+"""Accuracy for each user, on which paired comparisons are based."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recbole_adarec.model.base import SequenceRecommender
 
 
 class UserScores(NamedTuple):
-    """Results for the held-out items of U users, in order of the users.
+    """Results for the held-out items of U users, in ascending order of user ids.
 
     Attributes
     ----------
@@ -22,12 +22,13 @@ class UserScores(NamedTuple):
         NDCG@k, ``[U]``; its mean is RecBole's NDCG@k.
     log_likelihood : Tensor
         Log-probability of the held-out item among all items, natural logarithm, ``[U]``. A finer
-        measure than NDCG@k, which most users leave at 0.
+        measure than NDCG@k, which is 0 for most users.
     recall, mrr : Tensor
         Recall@k (of one item: Hit@k) and MRR@k, ``[U]``.
     ndcg_new : Tensor
-        NDCG@k where the other items of the user's own history are left out of the ranking, ``[U]``. RecBole ranks
-        them too, and a model that has no way to tell them apart loses by that, whatever it knows of the new ones.
+        NDCG@k among the items that are not in the user's history, and the held-out one, ``[U]``. RecBole ranks the
+        items of the history too; a model that cannot tell them from new ones loses NDCG@k by that, however well it
+        ranks the new ones.
     """
 
     user: Tensor
@@ -40,42 +41,42 @@ class UserScores(NamedTuple):
 
 @torch.no_grad()
 def user_scores(model: Any, loader: Any, k: int = 10) -> UserScores:
-    """Rank the held-out items of RecBole's full-ranking loader among all items.
+    """Results of ranking each user's held-out items among all items.
 
     Parameters
     ----------
     model : SequenceRecommender
-        In evaluation mode.
+        In evaluation mode; or a model of RecBole.
     loader : recbole.data.dataloader.FullSortEvalDataLoader
-        Of a sequential dataset: one item to find for each row. A user with several rows gets their mean.
+        Of a sequential dataset: one held-out item in each row. A user with several rows gets their mean.
     k : int
         Length of the ranking.
     """
     device = next(model.parameters()).device
-    unserved_prior = unserved_prior_of(model)
+    prior = unserved_prior(model)
     users, ranks, new_ranks, likelihoods = [], [], [], []
     for interaction, _, _, item in loader:
         scores = model.full_sort_predict(interaction.to(device)).float()
-        scores[:, 0] = -math.inf  # the padding item is none
-        of_item = scores.gather(1, item.to(device)[:, None])
-        above = scores > of_item
+        scores[:, 0] = -math.inf  # the padding item
+        target_score = scores.gather(1, item.to(device)[:, None])
+        above = scores > target_score
         ranks.append(above.sum(1).cpu())
         new_ranks.append(above.scatter(1, interaction[model.ITEM_SEQ].to(device), False).sum(1).cpu())
-        logits = scores + unserved_prior
+        logits = scores + prior
         likelihoods.append((logits.gather(1, item.to(device)[:, None])[:, 0] - logits.logsumexp(1)).cpu())
         users.append(interaction[loader.dataset.uid_field].cpu())
     user, row = torch.cat(users).unique(return_inverse=True)
     count = torch.bincount(row)
     rank, new_rank = torch.cat(ranks), torch.cat(new_ranks)
-    inside = (rank < k).double()
-    ndcg, ndcg_new = ((of < k).double() / torch.log2(of + 2.0) for of in (rank, new_rank))
-    values = (ndcg, torch.cat(likelihoods), inside, inside / (rank + 1), ndcg_new)
-    return UserScores(user, *(torch.bincount(row, weights=of_row) / count for of_row in values))
+    hit = (rank < k).double()
+    ndcg, ndcg_new = ((r < k).double() / torch.log2(r + 2.0) for r in (rank, new_rank))
+    measures = (ndcg, torch.cat(likelihoods), hit, hit / (rank + 1), ndcg_new)
+    return UserScores(user, *(torch.bincount(row, weights=values) / count for values in measures))
 
 
-def unserved_prior_of(model: Any) -> Tensor | float:
-    """The part of the item priors that a model leaves out of its scores, ``[I]``; 0 for a RecBole model.
+def unserved_prior(model: Any) -> Tensor | float:
+    """The part of a model's item priors that its scores do not hold, ``[I]``; 0 for a RecBole model.
 
-    It belongs to the likelihood of an item.
+    It is added to the scores where the probability of an item is computed.
     """
     return model.item_table.unserved_prior if isinstance(model, SequenceRecommender) else 0.0

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-accumulates, latency and throughput."""
+"""Size and speed of a model: parameters, multiply-accumulates, latency and throughput."""
 
 from __future__ import annotations
 
@@ -11,17 +11,28 @@ import torch
 from torch import nn
 
 from recbole_adarec.model.base import SequenceRecommender
-from recbole_adarec.model.search_space.cost import counted_macs
+from recbole_adarec.model.flops import counted_macs
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Trainable parameters: total, those of the item table (see `ItemTable.parameter_count`), and of the layers."""
+    """Numbers of trainable parameters.
+
+    Parameters
+    ----------
+    model : Module
+        Of this package; or a model of RecBole, whose embeddings of all items count as its item table.
+
+    Returns
+    -------
+    dict
+        ``total``, ``item_table`` (see `ItemTable.parameter_count`) and ``layers``, which is the difference.
+    """
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if isinstance(model, SequenceRecommender):
         table = sum(p.numel() for p in model.item_table.parameters() if p.requires_grad)
         stored = model.item_table.parameter_count()
         return {"total": stored + total - table, "item_table": stored, "layers": total - table}
-    n_items = getattr(model, "n_items", None)  # a RecBole model names its parts as it likes
+    n_items = getattr(model, "n_items", None)  # names of parts differ between RecBole's models
     table = sum(
         module.weight.numel()
         for module in model.modules()
@@ -32,50 +43,68 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 def count_macs(model: Any, interaction: Any) -> int:
-    """Multiply-accumulates of scoring all items for the given batch: matrix products and convolutions.
+    """Multiply-accumulates of the matrix products and convolutions in scoring all items for a batch.
 
-    The figure grows with the histories: give one of full length to compare models.
+    Parameters
+    ----------
+    model : SequenceRecommender
+        Or a model of RecBole; in evaluation mode.
+    interaction : Interaction
+        Rows to score. The figure grows with the length of the histories: to compare models, use full length.
     """
     return counted_macs(lambda: model.full_sort_predict(interaction))
 
 
 def timing_rows(dataset: Any, device: torch.device | str) -> tuple[Any, Any]:
-    """Rows of an evaluation dataset for `measure_speed`, 256 at most, and the one of them with the longest history,
-    for `count_macs`."""
+    """Rows of an evaluation dataset for `measure_speed`, and one for `count_macs`.
+
+    Parameters
+    ----------
+    dataset : SequenceDataset
+        The test part.
+    device : torch.device or str
+        Device of the rows.
+
+    Returns
+    -------
+    tuple of Interaction
+        The first rows, 256 at most, and the one of them with the longest history.
+    """
     rows = dataset[torch.arange(min(len(dataset), 256))].to(device)
     return rows, rows[rows[dataset.item_list_length_field].argmax().reshape(1)]
 
 
-@torch.inference_mode()  # as `Recommender.recommend` serves: students take a fifth less than with no_grad
+@torch.inference_mode()  # as in `Recommender.recommend`: measured, students take a fifth less time than with no_grad
 def measure_speed(
     models: Mapping[str, Any], interaction: Any, repeats: int = 200, batch: int = 256
 ) -> dict[str, dict[str, Any]]:
-    """Latency of single requests and throughput of batches, the models in turn in one process.
+    """Latency of single requests and throughput of batches, measured in one process.
 
-    A machine's speed drifts: the models take turns request by request, so that drift meets all of them.
+    The speed of a machine drifts: the models take turns request by request, so that drift affects all alike.
 
     Parameters
     ----------
     models : mapping of str to model
         In evaluation mode.
     interaction : Interaction
-        Rows to score, as RecBole's evaluation loader gives them.
+        Rows to score, as RecBole's evaluation loader yields them.
     repeats : int
-        Single requests, for each model.
+        Number of single requests for each model.
     batch : int
         Rows of a batch.
 
     Returns
     -------
     dict
-        For each model ``latency_ms`` with ``batch_1_p50`` and ``batch_1_p99``, and ``sequences_per_second``.
+        By model: ``latency_ms`` with the median ``batch_1_p50`` and the 99th percentile ``batch_1_p99`` of single
+        requests, in milliseconds, and ``sequences_per_second`` of batches (median of 7).
     """
     device = next(next(iter(models.values())).parameters()).device
     rows = interaction.to(device)
     singles = [rows[i : i + 1] for i in range(min(len(rows), 64))]
-    many = rows[torch.arange(batch) % len(rows)]
+    full_batch = rows[torch.arange(batch) % len(rows)]
 
-    def timed(model: Any, request: Any) -> float:
+    def seconds(model: Any, request: Any) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()
@@ -86,15 +115,15 @@ def measure_speed(
 
     for model in models.values():  # warm-up
         for request in singles[:10]:
-            timed(model, request)
+            seconds(model, request)
     single = {name: np.empty(repeats) for name in models}
     for k in range(repeats):
         for name, model in models.items():
-            single[name][k] = timed(model, singles[k % len(singles)])
+            single[name][k] = seconds(model, singles[k % len(singles)])
     batches = {name: np.empty(7) for name in models}
-    for k in range(-1, 7):
+    for k in range(-1, 7):  # the first one, k = -1, is warm-up and overwritten
         for name, model in models.items():
-            batches[name][max(k, 0)] = timed(model, many)
+            batches[name][max(k, 0)] = seconds(model, full_batch)
     return {
         name: {
             "latency_ms": {

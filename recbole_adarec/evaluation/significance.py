@@ -11,54 +11,73 @@ from torch import Tensor
 
 
 class Difference(NamedTuple):
-    """A mean difference between two models on the same users, with its 95 % interval."""
+    """Mean difference between two models on the same users.
+
+    Attributes
+    ----------
+    mean : float
+        In the unit of the measure.
+    low, high : float
+        The 95 % interval of the bootstrap.
+    """
 
     mean: float
     low: float
     high: float
 
 
-def paired_difference(ours: Tensor, theirs: Tensor, resamples: int = 10_000, seed: int = 0) -> Difference:
-    """Mean of ``ours - theirs`` over users, with the percentile bootstrap over users.
+def paired_difference(values: Tensor, reference: Tensor, resamples: int = 10_000, seed: int = 0) -> Difference:
+    """Mean of ``values - reference`` over users, with the interval of the percentile bootstrap over users.
 
     Parameters
     ----------
-    ours, theirs : Tensor
-        A value for each user, ``[U]``, or one for each seed and user, ``[S, U]``: then the differences of a user are
-        averaged over the seeds first, for users are what is drawn.
+    values, reference : Tensor
+        Values of two models: one for each user, ``[U]``, or for each seed and user, ``[S, U]``. Differences are
+        averaged over the seeds first, as users are resampled.
     resamples : int
-        Draws of U users with replacement.
+        Number of resamples, each of U users with replacement.
     seed : int
-        Of the draws.
+        Seed of the resampling.
     """
-    difference = (ours - theirs).double()
+    difference = (values - reference).double()
     if difference.dim() == 2:
         difference = difference.mean(0)
-    values = difference.numpy()
+    differences = difference.numpy()
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
-    step = max(1, 2_000_000 // len(values))
+    step = max(1, 2_000_000 // len(differences))
     for start in range(0, resamples, step):
-        drawn = rng.integers(len(values), size=(min(step, resamples - start), len(values)))
-        means[start : start + step] = values[drawn].mean(1)
+        users = rng.integers(len(differences), size=(min(step, resamples - start), len(differences)))
+        means[start : start + step] = differences[users].mean(1)
     low, high = np.percentile(means, (2.5, 97.5))
-    return Difference(float(values.mean()), float(low), float(high))
+    return Difference(float(differences.mean()), float(low), float(high))
 
 
 class Significance(NamedTuple):
-    """Two-sided p-values of paired tests over users; None where no user differs, or too few do."""
+    """Two-sided p-values of paired tests over users; None where fewer than two users differ.
+
+    Attributes
+    ----------
+    t_test : float or None
+        Of the mean difference.
+    wilcoxon : float or None
+        Of the ranks of the differences, users without a difference left out.
+    """
 
     t_test: float | None
     wilcoxon: float | None
 
 
-def paired_tests(ours: Tensor, theirs: Tensor) -> Significance:
-    """Paired t-test and Wilcoxon's signed-rank test of a value for each user, ``[U]``, by scipy.
+def paired_tests(values: Tensor, reference: Tensor) -> Significance:
+    """P-values of the paired t-test and of Wilcoxon's signed-rank test, by scipy.
 
-    The t-test is of the mean, Wilcoxon's of the ranks of the differences, users without one left out.
+    Parameters
+    ----------
+    values, reference : Tensor
+        Values of two models for each user, ``[U]``.
     """
-    difference = (ours - theirs).double().numpy()
+    difference = (values - reference).double().numpy()
     if np.count_nonzero(difference) < 2:
         return Significance(None, None)
-    found = (stats.ttest_1samp(difference, 0.0).pvalue, stats.wilcoxon(difference).pvalue)
-    return Significance(*(float(p) if math.isfinite(p) else None for p in found))
+    p_values = (stats.ttest_1samp(difference, 0.0).pvalue, stats.wilcoxon(difference).pvalue)
+    return Significance(*(float(p) if math.isfinite(p) else None for p in p_values))

@@ -1,1 +1,1 @@
-"""All that touches RecBole's own classes."""
+"""What touches RecBole's own classes: its name look-ups, and patches that are asked for (docs/recbole_interop.md)."""

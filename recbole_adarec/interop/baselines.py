@@ -12,15 +12,18 @@ from typing import Any
 
 from recbole.utils import init_seed
 
+from recbole_adarec.config.baselines import item_features
 from recbole_adarec.config.stages import AdaRecConfig
 from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.interop.every_position import EveryPosition, EveryPositionTrainer
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.registry import get_model
 from recbole_adarec.storage.model_files import save_model
 from recbole_adarec.trainer.fitting import fit_and_evaluate
 from recbole_adarec.trainer.registry import get_trainer
 
 
+@recbole_patches()
 def train_baseline(path: Path, config: AdaRecConfig, windows: Loaders | None = None) -> None:
     """Train a model and write its file.
 
@@ -43,7 +46,10 @@ def train_baseline(path: Path, config: AdaRecConfig, windows: Loaders | None = N
     save_model(path, model, config, seconds=time.perf_counter() - start, **results)
 
 
-def build_baseline(config: AdaRecConfig, data: Loaders, every_position: bool) -> Any:
-    """The untrained model of a configuration."""
-    kind = EveryPosition if every_position else get_model(config["model"])
-    return kind(config, data.train._dataset)
+def build_baseline(config: AdaRecConfig, data: Loaders, every_position: bool = False) -> Any:
+    """The untrained model of a configuration; item features that `data` lacks are loaded."""
+    model_class = EveryPosition if every_position else get_model(config["model"])
+    dataset = data.train._dataset
+    if any(column not in dataset.field2type for column in item_features(config)):
+        dataset = load_data(config).train._dataset
+    return model_class(config, dataset)

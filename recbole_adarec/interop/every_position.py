@@ -81,5 +81,5 @@ class EveryPositionTrainer(AdaRecTeacherTrainer):
     def _set_learning_rate(self, progress: float) -> None:
         """Nothing: RecBole has no schedule."""
 
-    def _as_good_as_the_best(self, score: float, rows: int) -> bool:
+    def _within_standard_error(self, score: float, n_rows: int) -> bool:
         return False  # the best epoch and no later one, as RecBole chooses

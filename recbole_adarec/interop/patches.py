@@ -1,104 +1,140 @@
-"""What RecBole 1.2.1 needs on current torch and numpy, and nothing else.
+"""What RecBole 1.2.1 needs on current torch, for those who ask for it: replaced, and put back.
 
-* torch >= 2.6 loads only tensors and plain values unless told otherwise, RecBole pickles its ``Config`` into every
-  checkpoint: training ends in an error when the best model is loaded. Here the checkpoint holds the configuration as
-  plain values, so that RecBole's own loading works as it stands and nothing untrusted is ever unpickled.
-* Importing any sequential model imports SINE, which switches torch's anomaly detection on for the whole process:
-  measured, training then takes 1.7 (RecBole's NextItNet) to 3 times (ours) as long.
-* RecBole's download ends in ``torch.distributed.barrier()`` without a process group, which raises after the files
-  have arrived.
-* RecBole gives numpy back the names that numpy 1.24 removed, by way of names that numpy 2 removed too.
+* torch 2.6 and later load only tensors, plain values and admitted names; RecBole pickles its ``Config``, and
+  some models a module of theirs, into every checkpoint. Training then ends in an error when the best model is loaded.
+  Patched, checkpoints are those of `recbole_adarec.storage.recbole_writer`.
+* RecBole's download leaves half of a dataset when it fails, and ends in an error without a process group
+  (`recbole_adarec.data.download`).
+* Importing any sequential model of RecBole imports SINE, which switches torch's anomaly detection on for the whole
+  process. Patched, it is off.
+* RecBole gives embeddings that it read from files in float64, which KSR multiplies by float32: an error.
+
+Notes
+-----
+Anomaly detection was measured to make training take 1.7 (RecBole's NextItNet) to 3 times (our models) as long.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-import shutil
-import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
-from urllib.error import URLError
 
-import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.trainer import Trainer
-from recbole.utils import set_color, url
+from recbole.trainer.trainer import PretrainTrainer
 
-from recbole_adarec.errors import AdaRecError
-from recbole_adarec.storage.files import save_checkpoint
+from recbole_adarec.data.download import download
+from recbole_adarec.interop.import_hooks import after_import
+from recbole_adarec.storage.recbole_writer import NotPlainError, admitted_names, save_trainer
+
+_SINE = "recbole.model.sequential_recommender.sine"
+_stack: ExitStack | None = None  # puts back what is replaced now
+_users = 0  # `recbole_patches` blocks that are open
+_lasting = False  # between `patch_recbole` and `unpatch_recbole`
 
 
-def _save_plain_checkpoint(self: Trainer, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-    """RecBole's ``Trainer._save_checkpoint`` with the same keys, in plain values and written atomically.
+def patch_recbole() -> None:
+    """Repair RecBole's own classes in this process, until `unpatch_recbole`; docs/recbole_interop.md lists how.
 
-    A trainer's own state goes into ``extra``.
+    Calling it again changes nothing.
     """
-    if not self.config["single_spec"] and self.config["local_rank"] != 0:
-        return
-    path = kwargs.pop("saved_model_file", self.saved_model_file)
-    save_checkpoint(
-        path,
-        {
-            "config": self.config.final_config_dict,
-            "epoch": epoch,
-            "cur_step": self.cur_step,
-            "best_valid_score": self.best_valid_score,
-            "state_dict": self.model.state_dict(),
-            "other_parameter": self.model.other_parameter(),
-            "optimizer": self.optimizer.state_dict(),
-            **kwargs.pop("extra", {}),
-        },
-    )
-    if verbose:
-        self.logger.info(set_color("Saving current", "blue") + f": {path}")
+    global _lasting
+    _lasting = True
+    _update()
 
 
-def _download(self: Dataset) -> None:
-    """RecBole's ``Dataset._download`` that leaves nothing behind when it fails and needs no process group."""
-    if self.config["local_rank"] == 0:
-        source = self._get_download_url("url")
-        folder = os.path.normpath(self.dataset_path)
-        os.makedirs(os.path.dirname(folder) or ".", exist_ok=True)
-        self.logger.info(f"Prepare to download dataset [{self.dataset_name}] from [{source}].")
-        temporary = tempfile.mkdtemp(prefix=".download-", dir=os.path.dirname(folder) or ".")
+def unpatch_recbole() -> None:
+    """Put back what `patch_recbole` replaced: the same objects, and torch's switches as they were.
+
+    Without `patch_recbole` it does nothing. Inside `recbole_patches` things are put back when that ends.
+    """
+    global _lasting
+    _lasting = False
+    _update()
+
+
+@contextmanager
+def recbole_patches() -> Iterator[None]:
+    """Repair RecBole's own classes inside a ``with`` block, or, as a decorator, while a function runs."""
+    global _users
+    _users += 1
+    try:
+        _update()
+        with torch.autograd.set_detect_anomaly(False):  # also where the user switched it on after patch_recbole
+            yield
+    finally:
+        _users -= 1
+        _update()
+
+
+def _update() -> None:
+    """Replace or put back, as there are users."""
+    global _stack
+    wanted = _lasting or _users > 0
+    if wanted and _stack is None:
+        with ExitStack() as stack:
+            _replace(stack)
+            _stack = stack.pop_all()
+    elif not wanted and _stack is not None:
+        stack, _stack = _stack, None
+        stack.close()
+
+
+def _replace(stack: ExitStack) -> None:
+    Config.compatibility_settings(Config.__new__(Config))  # numpy's old names, which a Config from a file needs too
+    for owner, name, replacement in (
+        (Trainer, "_save_checkpoint", _save_checkpoint),
+        (PretrainTrainer, "save_pretrained_model", _save_pretrained_model),
+        (Dataset, "_download", _download),
+        (Dataset, "get_preload_weight", _get_preload_weight),
+    ):
+        original = vars(owner)[name]
+        setattr(owner, name, replacement(original))
+        stack.callback(setattr, owner, name, original)
+    stack.enter_context(admitted_names())
+    stack.enter_context(torch.autograd.set_detect_anomaly(False))  # which puts back what was before
+    stack.callback(after_import(_SINE, lambda _: torch.set_anomaly_enabled(False)))
+
+
+def _save_checkpoint(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def save(self: Any, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         try:
-            if not url.decide_download(source):
-                raise AdaRecError(f"the download of {self.dataset_name} was declined")
-            archive = url.download_url(source, temporary)
-            url.extract_zip(archive, temporary)
-            os.unlink(archive)
-            url.rename_atomic_files(temporary, os.path.splitext(os.path.basename(archive))[0], self.dataset_name)
-            os.replace(temporary, folder)
-        except (URLError, OSError, RuntimeError, TypeError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise AdaRecError(
-                f"dataset {self.dataset_name!r} is not in {folder!r} and could not be downloaded from {source} "
-                f"({reason}); put {self.dataset_name}.inter into {folder}/ by hand, or name the folder above it "
-                "with --data_path="
-            ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
+            save_trainer(self, epoch, verbose, kwargs.get("saved_model_file"))
+        except NotPlainError:  # RecBole writes it, and a torch below 2.6 reads it
+            original(self, epoch, verbose, **kwargs)
+
+    return save
 
 
-def _numpy_names(self: Config) -> None:
-    """RecBole's ``Config.compatibility_settings``, in names that numpy 1 and 2 both have."""
-    for name, scalar in {
-        "bool": np.bool_, "int": np.int_, "float": np.float64, "complex": np.complex128, "object": np.object_,
-        "str": np.str_, "long": np.int_, "unicode": np.str_,
-    }.items():  # fmt: skip
-        setattr(np, name, scalar)
+def _save_pretrained_model(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def save(self: Any, epoch: int, saved_model_file: str) -> None:
+        try:
+            save_trainer(self, epoch, verbose=False, path=saved_model_file)
+        except NotPlainError:
+            original(self, epoch, saved_model_file)
+        self.saved_model_file = saved_model_file
+
+    return save
 
 
-def apply() -> None:
-    """Put the replacements in place; calling it again changes nothing."""
-    if not hasattr(Trainer._save_checkpoint, "__wrapped__"):
-        importlib.import_module("recbole.model.sequential_recommender")
-        torch.autograd.set_detect_anomaly(False)
-    Trainer._save_checkpoint = wraps(Trainer._save_checkpoint)(_save_plain_checkpoint)
-    Dataset._download = wraps(Dataset._download)(_download)
-    Config.compatibility_settings = wraps(Config.compatibility_settings)(_numpy_names)
+def _download(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def _download(self: Any) -> None:
+        download(self)
+
+    return _download
+
+
+def _get_preload_weight(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def weight(self: Any, field: str) -> Any:
+        found = original(self, field)
+        return found.astype("float32") if found.dtype == "float64" else found
+
+    return weight

@@ -1,1 +1,1 @@
-"""Encoders and item tables: teachers, supernet, student, CpRec."""
+"""Models: teachers, supernet, student and CpRec, and the item tables that they share."""

@@ -1,4 +1,4 @@
-"""The stack of cells that supernet and student have in common."""
+"""The stack of cells under an item table, base class of supernet and student."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from recbole_adarec.model.search_space.cell import Cell
 
 
 class CellStack(SequenceRecommender):
-    """``embedding -> S cells -> softmax``: what supernet and student have in common.
+    """Item embeddings, S cells, and a softmax over items: base class of supernet and student.
 
     Parameters
     ----------
-    config, dataset
-        As RecBole gives them; ``dropout_prob`` and the keys of `build_item_table` are read here.
+    config : recbole.config.Config
+        The keys ``dropout_prob`` and those of `build_item_table`.
+    dataset : recbole.data.dataset.Dataset
+        Provides the number of items and, for the item table, their counts.
     size : int
         Channels C.
     cells : list of Cell
         The S cells.
     parameters : int, optional
-        Those that it may have in all, with an adaptive item table.
+        Largest number of parameters of the whole model, where the item table is adaptive.
     """
 
     def __init__(self, config: Any, dataset: Any, size: int, cells: list[Cell], parameters: int | None = None) -> None:
@@ -40,15 +42,24 @@ class CellStack(SequenceRecommender):
         self,
         item_seq: Tensor,
         edge: Callable[[int, int, Tensor], Tensor | None],
-        node_seen: Callable[[int, int, Tensor], Tensor] | None = None,
+        node_hook: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> Encoding:
-        """Encode ids ``[B, L]``; `edge` gives the value of an edge from cell, edge number and source, or None.
+        """Hidden states of sequences, with the operations that `edge` chooses.
 
-        `node_seen` is given cell, number and value of each node, see `Cell`.
+        Parameters
+        ----------
+        item_seq : Tensor
+            Right-padded item ids, int64 ``[B, L]``.
+        edge : callable
+            Is called with the index of the cell, the index of the edge and its source ``[B, L, C]``. Returns the output
+            of the edge, ``[B, L, C]``, or None for no edge.
+        node_hook : callable, optional
+            Is called with the index of the cell, the number of the node from 1 and its value ``[B, L, C]``. Returns the
+            tensor to use in place of that value.
         """
         x = embedding = self.dropout(self.item_table(item_seq))
         layers = []
-        for number, cell in enumerate(self.cells):
-            x = cell(x, partial(edge, number), None if node_seen is None else partial(node_seen, number))
+        for index, cell in enumerate(self.cells):
+            x = cell(x, partial(edge, index), None if node_hook is None else partial(node_hook, index))
             layers.append(x)
         return Encoding(embedding, tuple(layers), self.dropout(x))

@@ -1,8 +1,9 @@
-"""The gradient of the architecture's gates, without running the operations that were not drawn.
+"""Gradient of the loss with respect to the gates of all operations, from a pass that runs only the drawn ones.
 
-A node is ``sum_i sum_o g[i, o] o(x_i)`` with hard gates g: its value is that of the drawn operations, and the gradient
-of gate ``g[i, o]`` is ``<G, o(x_i)>``, G the gradient of the node. For a convolution ``<G, W * x> = <W, x correlated
-with G>``: one correlation over all delays serves every convolution of an edge, with less work than two of them.
+A node is ``sum_i sum_o g[i, o] o(x_i)`` with hard gates g, so its value is that of the drawn operations. The gradient
+of gate ``g[i, o]`` is ``<D, o(x_i)>``, where D is the gradient of the loss with respect to the node. For a convolution
+``<D, W * x> = <W, x correlated with D>``. One correlation over all delays therefore gives the gradient of every
+convolution of an edge, with less work than two convolutions.
 """
 
 from __future__ import annotations
@@ -19,24 +20,27 @@ from recbole_adarec.model.search_space.operations import SepConv, Zero
 
 
 class Trace:
-    """What a pass on a drawn path leaves for the gradient of its gates.
+    """Tensors of a pass on a drawn path that `gate_gradients` needs.
 
     Attributes
     ----------
     sources : dict
-        What goes into the edges from node i of a cell, by ``(cell, i)``, each ``[B, L, C]``.
+        Inputs of the edges that start at node i of a cell, by ``(cell, i)``, each ``[B, L, C]``, detached.
     nodes : dict
-        Nodes by ``(cell, j)``, likewise; they are in the graph of autograd.
+        Values of the computed nodes by ``(cell, j)``, each ``[B, L, C]``, part of autograd's graph.
     """
 
     def __init__(self) -> None:
         self.sources: dict[tuple[int, int], Tensor] = {}
         self.nodes: dict[tuple[int, int], Tensor] = {}
 
-    def node(self, cell: int, j: int, value: Tensor) -> Tensor:
-        """Keep a node, as a tensor of its own: a skip hands its source on, which other edges read too."""
+    def record_node(self, cell: int, j: int, value: Tensor) -> Tensor:
+        """Store the value of node j of a cell, and return it as a new tensor.
+
+        It must be a new tensor: a skip returns its source, which other edges read too.
+        """
         value = value.view_as(value)
-        if not value.requires_grad:  # no weight is trained: the first nodes depend on nothing that is
+        if not value.requires_grad:  # with frozen weights the first nodes depend on no trained parameter
             value.requires_grad_()
         self.nodes[cell, j] = value
         return value
@@ -44,65 +48,61 @@ class Trace:
 
 @torch.no_grad()
 def gate_gradients(cells: Sequence[Any], operations: Sequence[str], trace: Trace, loss: Tensor) -> Tensor:
-    """Gradient of a loss with respect to every gate.
+    """Gradient of a loss with respect to every gate, ``[S, E, O]``.
 
     Parameters
     ----------
     cells : sequence of Cell
-        All operations of S cells on E edges.
+        The S cells of the supernet, with all operations on each of their E edges.
     operations : sequence of str
         Names of the O operations.
     trace : Trace
-        Of the pass that gave the loss.
+        Trace of the pass that computed the loss.
     loss : Tensor
         A scalar.
-
-    Returns
-    -------
-    Tensor
-        ``[S, E, O]``.
     """
-    of_nodes = torch.autograd.grad(loss, list(trace.nodes.values()), materialize_grads=True)
-    gradients = {place: gradient.float() for place, gradient in zip(trace.nodes, of_nodes, strict=True)}
-    # Every edge holds the same operations, so what they are is looked up once.
+    node_gradients = torch.autograd.grad(loss, list(trace.nodes.values()), materialize_grads=True)
+    gradients = {node: gradient.float() for node, gradient in zip(trace.nodes, node_gradients, strict=True)}
+    # All edges have the same operations, so those of the first edge tell what kind each one is.
     modules, order = cells[0].edges[0], edges(cells[0].nodes)
     zero = [name for name in operations if isinstance(modules[name], Zero)]
-    convolutions = {name: modules[name].delays for name in operations if _is_product(modules[name])}
-    delays = sorted({delay for of_one in convolutions.values() for delay in of_one})
+    convolutions = {name: modules[name].delays for name in operations if _is_convolution(modules[name])}
+    delays = sorted({delay for tap_delays in convolutions.values() for delay in tap_delays})
     taps = {
-        name: torch.tensor([delays.index(delay) for delay in of_one], device=loss.device)
-        for name, of_one in convolutions.items()
+        name: torch.tensor([delays.index(delay) for delay in tap_delays], device=loss.device)
+        for name, tap_delays in convolutions.items()
     }
     others = [name for name in operations if name not in convolutions and name not in zero]
     unweighted = [name for name in others if not any(True for _ in modules[name].parameters())]
-    nothing = loss.new_zeros((), dtype=torch.float32)
-    result: dict[tuple[int, int], list[Tensor]] = {}
+    zero_gradient = loss.new_zeros((), dtype=torch.float32)
+    edge_gradients: dict[tuple[int, int], list[Tensor]] = {}
     for s, cell in enumerate(cells):
-        of_cell = torch.cat([gradients[s, j] for j in range(1, cell.nodes + 1)], -1).flatten(0, 1)
-        for i in range(cell.nodes):  # edges with the same source share one matrix product,
+        # [B L, nodes C]
+        cell_gradient = torch.cat([gradients[s, j] for j in range(1, cell.nodes + 1)], -1).flatten(0, 1)
+        for i in range(cell.nodes):  # edges with the same source share the pools and one matrix product
             source = trace.sources[s, i].float()
             size = source.shape[-1]
-            outputs = {name: modules[name](source).flatten() for name in unweighted}  # and the pools
+            outputs = {name: modules[name](source).flatten() for name in unweighted}
             if convolutions:
-                late = torch.cat(delayed(source, delays), -1).flatten(0, 1)
-                correlations = (of_cell[:, i * size :].T @ late).view(-1, size, len(delays), size)
-            for number in (number for number, edge in enumerate(order) if edge[0] == i):
-                j, mine = order[number][1], cell.edges[number]
+                shifted = torch.cat(delayed(source, delays), -1).flatten(0, 1)
+                correlations = (cell_gradient[:, i * size :].T @ shifted).view(-1, size, len(delays), size)
+            for e in (e for e, edge in enumerate(order) if edge[0] == i):
+                j, edge_modules = order[e][1], cell.edges[e]
                 gradient = gradients[s, j].flatten()
-                result[s, number] = of_gates = []
+                edge_gradients[s, e] = row = []
                 for name in operations:
                     if name in zero:
-                        of_gates.append(nothing)
+                        row.append(zero_gradient)
                     elif name in taps:
                         correlation = correlations[j - i - 1].index_select(1, taps[name]).flatten()
-                        of_gates.append(torch.dot(correlation, mine[name].matrix.flatten()))
+                        row.append(torch.dot(correlation, edge_modules[name].matrix.flatten()))
                     else:
-                        output = outputs[name] if name in outputs else mine[name](source).flatten()
-                        of_gates.append(torch.dot(gradient, output))
-    values = [value for place in sorted(result) for value in result[place]]
+                        output = outputs[name] if name in outputs else edge_modules[name](source).flatten()
+                        row.append(torch.dot(gradient, output))
+    values = [value for key in sorted(edge_gradients) for value in edge_gradients[key]]
     return torch.stack(values).view(len(cells), len(order), len(operations))
 
 
-def _is_product(operation: nn.Module) -> bool:
-    """Whether it is one matrix product over delayed copies."""
+def _is_convolution(operation: nn.Module) -> bool:
+    """Whether an operation is one matrix product over shifted copies of its input, without a bias."""
     return isinstance(operation, SepConv) or (isinstance(operation, CausalConv) and operation.linear.bias is None)

@@ -1,4 +1,4 @@
-"""Models by name: those of this package first, RecBole's as the fallback."""
+"""Look-up of model classes by name: those of this package first, then RecBole's."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MODELS: dict[str, type[Any]] = {
 
 
 def get_model(name: str) -> type[Any]:
-    """The model class of a name.
+    """Model class of a name.
 
-    For a name of this package none of RecBole's models is imported, which takes seconds.
+    For a name of this package RecBole's models, which take seconds to import, are not imported.
 
     Raises
     ------
     ValueError
-        If RecBole has no model of that name either; as ``recbole.utils.get_model``.
+        If RecBole has no model of that name either (raised by ``recbole.utils.get_model``).
     """
     return MODELS[name] if name in MODELS else recbole.utils.get_model(name)

@@ -1,4 +1,4 @@
-"""NextItNet's residual blocks, and the sharing of their convolutions that CpRec adds."""
+"""NextItNet's residual blocks, and CpRec's sharing of their convolutions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ from recbole_adarec.model.layers import CausalConv
 
 
 class ResidualBlock(nn.Module):
-    """Two causal convolutions, dilated by d and 2d, behind a gate that starts closed.
+    """Residual block ``x + eps * f(x)`` of two causal convolutions with dilations d and 2d, ``[B, L, C]``.
 
-    ``x + eps * f(x)`` with eps = 0 at first: a deep stack starts as the identity (Yuan et al., StackRec,
-    arXiv 2012.07598, section 3; the block is NextItNet's residual block (b), arXiv 1808.05163).
+    The block is NextItNet's residual block (b) (Yuan et al., WSDM 2019, arXiv 1808.05163). The learned scalar eps
+    starts at 0, so that a deep stack starts as the identity (Wang et al., StackRec, arXiv 2012.07598, section 3).
+
+    Parameters
+    ----------
+    size : int
+        Channels C.
+    kernel : int
+        Number of taps of each convolution.
+    dilation : int
+        Dilation d of the first convolution; the second has 2d.
     """
 
     def __init__(self, size: int, kernel: int, dilation: int) -> None:
@@ -36,13 +45,23 @@ LAYER_SHARING = ("none", "cross_layer", "cross_block", "adjacent_layer", "adjace
 
 
 def residual_blocks(config: Any) -> nn.ModuleList:
-    """NextItNet's blocks, ``block_num`` times all ``dilations``, with the sharing of ``layer_sharing``.
+    """NextItNet's residual blocks: ``block_num`` times all ``dilations``, sharing weights as ``layer_sharing`` says.
 
-    CpRec (Sun et al., arXiv 2004.13139, section 3.2), of the convolutions: ``cross_layer``: all are one;
-    ``cross_block``: those of all blocks are the two of the first; ``adjacent_layer``: the two of a block are one;
-    ``adjacent_block``: every two blocks in turn have the same two. A convolution is shared with its bias and keeps the
-    dilation of its place. LayerNorms are never shared, and neither is eps: a number for each block lets it decide how
-    much it adds.
+    The kinds of sharing are CpRec's (Sun et al., SIGIR 2020, arXiv 2004.13139, section 3.2):
+
+    * ``none``: no sharing;
+    * ``cross_layer``: all convolutions share one set of weights;
+    * ``cross_block``: all blocks share the two convolutions of the first block;
+    * ``adjacent_layer``: the two convolutions of a block share one set of weights;
+    * ``adjacent_block``: each pair of neighbouring blocks shares two convolutions.
+
+    Weights and bias of a convolution are shared, its dilation is not. LayerNorms and eps are never shared: eps lets
+    each block decide how much it adds.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        The keys ``hidden_size``, ``kernel_size``, ``dilations``, ``block_num`` and ``layer_sharing``.
     """
     dilations = list(config["dilations"]) * config["block_num"]
     blocks = [ResidualBlock(config["hidden_size"], config["kernel_size"], dilation) for dilation in dilations]
@@ -56,7 +75,7 @@ def residual_blocks(config: Any) -> nn.ModuleList:
 
 
 def hidden_states(blocks: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
-    """What comes out of each of some blocks in a row, each ``[B, L, C]``."""
+    """Output of each of a sequence of blocks, applied one after the other to `x`; all are ``[B, L, C]``."""
     hidden = []
     for block in blocks:
         x = block(x)

@@ -1,4 +1,4 @@
-"""Rebuilds models from model files, without their dataset."""
+"""Rebuilds models from model files, without the dataset that they were trained on."""
 
 from __future__ import annotations
 
@@ -13,17 +13,32 @@ from recbole_adarec.storage.model_files import StoredConfig, load_state
 
 
 class _StoredDataset:
-    """As much of a RecBole dataset as a model asks for: the number of items, and for RecBole's own that of users."""
+    """Stand-in for a RecBole dataset, with the numbers of items and users; `n_users` is needed for RecBole's models."""
 
     def __init__(self, n_items: int, n_users: int | None) -> None:
         self.n_items, self.user_num = n_items, n_users
 
     def num(self, field: str) -> int:
+        """Number of items, whatever the field: models of this package ask for no other."""
         return self.n_items
 
 
 def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> Any:
-    """The model of a loaded model file, in evaluation mode."""
+    """Model of a loaded model file, in evaluation mode.
+
+    Parameters
+    ----------
+    content : dict
+        Content of a model file, see `recbole_adarec.storage.model_files.load_state`.
+    device : torch.device or str
+        Device of the model.
+
+    Raises
+    ------
+    AdaRecError
+        If the model cannot be built, or the stored weights do not fit it. Names the plugins to load where the model
+        was made with plugins.
+    """
     config = {"item_codes": 0, "item_levels": 2, **content["config"], "device": torch.device(device)}
     dataset = _StoredDataset(content["n_items"], content.get("n_users"))
     try:
@@ -31,7 +46,7 @@ def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> 
     except AdaRecError as error:
         if not config.get("plugins"):
             raise
-        # A file may name any path: it is the user who says that a plugin is run.
+        # A model file could name any path, so plugins are run only when the user loads them.
         raise AdaRecError(
             f"{error}; this {content['model']} was made with the plugins {config['plugins']}: load them first, "
             f"recbole_adarec.load_plugins({config['plugins']})"
@@ -46,5 +61,20 @@ def build_model(content: dict[str, Any], device: torch.device | str = "cpu") -> 
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu", *, expected: str) -> Any:
-    """The model in a file that `save_model` wrote, in evaluation mode."""
+    """Model in a file that `save_model` wrote, in evaluation mode.
+
+    Parameters
+    ----------
+    path : path-like
+        The model file.
+    device : torch.device or str
+        Device of the model.
+    expected : str
+        Class name that the stored model must have.
+
+    Raises
+    ------
+    AdaRecError
+        If the file is missing, is damaged, holds another model, or its model cannot be built.
+    """
     return build_model(load_state(path, device, expected=expected), device)

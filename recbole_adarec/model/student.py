@@ -1,4 +1,4 @@
-"""The student: the architecture that the search found, and nothing of the supernet around it."""
+"""The student: a model of one architecture, without the other operations of the supernet."""
 
 from __future__ import annotations
 
@@ -14,15 +14,25 @@ from recbole_adarec.model.search_space.cell import Cell, live_edges
 
 
 class AdaRecStudent(CellStack):
-    """A student of a given architecture (AdaRec, arXiv 2107.07173, section 3).
+    """The model of a given architecture (AdaRec, arXiv 2107.07173, section 3).
 
     Parameters
     ----------
     config : recbole.config.Config
-        ``architecture`` is an `Architecture`, its dictionary, or the path of its file; ``total_parameters`` is what
-        a student with an adaptive item table may have in all.
+        ``architecture`` is an `Architecture`, its dict, or the path of its file. ``total_parameters`` is the largest
+        number of parameters of the whole student, where its item table is adaptive. Further keys: see `CellStack`.
     dataset : recbole.data.dataset.Dataset
-        Gives the number of items.
+        Provides the number of items and, for the item table, their counts.
+
+    Attributes
+    ----------
+    architecture : Architecture
+        The architecture.
+
+    Raises
+    ------
+    AdaRecError
+        If the architecture is missing or wrong, or the blocks of the item table do not fit the catalog.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -30,21 +40,22 @@ class AdaRecStudent(CellStack):
         cells: list[Any] = []
         for operations in architecture.cells:
             live = live_edges(operations, architecture.nodes)
-            kept = [[name] if alive else [] for name, alive in zip(operations, live, strict=True)]
-            cells.append(Cell(architecture.hidden_size, kept, architecture.nodes))
+            candidates = [[name] if alive else [] for name, alive in zip(operations, live, strict=True)]
+            cells.append(Cell(architecture.hidden_size, candidates, architecture.nodes))
         super().__init__(config, dataset, architecture.hidden_size, cells, config["total_parameters"])
         self.architecture = architecture
-        # At one request a time a look-up, or the bookkeeping of a module's call, costs as much as the arithmetic.
-        self._plan = [
-            [_plan(i, edge) for (i, _), edge in zip(edges(architecture.nodes), cell.edges, strict=True)]
+        # For one sequence a dict look-up, or the overhead of Module.__call__, takes as long as the arithmetic.
+        self._calls = [
+            [_edge_call(i, edge) for (i, _), edge in zip(edges(architecture.nodes), cell.edges, strict=True)]
             for cell in cells
         ]
 
     def encode(self, item_seq: Tensor) -> Encoding:
-        shared: list[dict[tuple[int, str], Tensor]] = [{} for _ in self._plan]
+        """Hidden states of sequences of item ids ``[B, L]``, with the outputs of all cells as layers."""
+        shared: list[dict[tuple[int, str], Tensor]] = [{} for _ in self._calls]
 
-        def edge(cell: int, number: int, source: Tensor) -> Tensor | None:
-            operation, key = self._plan[cell][number]
+        def edge(cell: int, index: int, source: Tensor) -> Tensor | None:
+            operation, key = self._calls[cell][index]
             if operation is None:
                 return None
             if key is None:
@@ -57,8 +68,12 @@ class AdaRecStudent(CellStack):
         return self.encode_edges(item_seq, edge)
 
 
-def _plan(source: int, edge: nn.ModuleDict) -> tuple[Callable[[Tensor], Tensor] | None, tuple[int, str] | None]:
-    """What an edge runs, and the key under which equal ones share their result: those without weights do."""
+def _edge_call(source: int, edge: nn.ModuleDict) -> tuple[Callable[[Tensor], Tensor] | None, tuple[int, str] | None]:
+    """Operation of an edge, and the key under which edges share its output.
+
+    An operation without weights gives the same output on every edge with the same source. The operation is None for no
+    edge, the key is None where nothing is shared.
+    """
     for name, operation in edge.items():
         weighted = any(True for _ in operation.parameters())
         return operation.forward, None if weighted or isinstance(operation, nn.Identity) else (source, name)

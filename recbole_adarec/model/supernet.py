@@ -1,4 +1,4 @@
-"""The supernet: every cell with every candidate operation, and the architecture logits α over them."""
+"""The supernet: cells with all candidate operations on every edge, and the architecture logits α over them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from recbole_adarec.model.search_space.operations import check_operations
 
 
 class Sample(NamedTuple):
-    """One draw of the architecture.
+    """An architecture drawn from α.
 
     Attributes
     ----------
     gates : Tensor
-        Hard one-hot weights with the gradient of the soft ones, ``[G, E, O]``; G is 1 if cells share α, else S.
+        One-hot weights whose gradient is that of the softmax (straight-through), ``[G, E, O]``. G is the number of
+        groups of cells that share α: 1 with ``share_cells``, else S.
     choice : list of list of int
-        Index of the drawn operation for each cell and edge.
+        Index of the drawn operation, by cell and edge.
     """
 
     gates: Tensor
@@ -36,20 +37,39 @@ class Sample(NamedTuple):
 
 
 class AdaRecSupernet(CellStack):
-    """S cells of N nodes with all candidate operations on every edge (AdaRec, arXiv 2107.07173, section 3.2).
+    """S cells with all O candidate operations on each of their E edges (AdaRec, arXiv 2107.07173, section 3.2).
 
     Parameters
     ----------
     config : recbole.config.Config
-        ``hidden_size``, ``candidate_sizes``, ``cells``, ``nodes``, ``operations``, ``share_cells``, ``cost``,
-        ``cost_floor``, ``alpha_init_std``.
+        The keys ``hidden_size``, ``candidate_sizes``, ``cells``, ``nodes``, ``operations``, ``share_cells``, ``cost``,
+        ``cost_floor``, ``alpha_init_std``, and those of `CellStack`.
     dataset : recbole.data.dataset.Dataset
-        Gives the number of items.
+        Provides the number of items and, for the item table, their counts.
 
     Attributes
     ----------
     alpha : Parameter
-        Architecture logits ``[G, E, O]``; `weights` are all other parameters.
+        Architecture logits α, ``[G, E, O]``.
+    alpha_initial : Tensor
+        α before the search, ``[G, E, O]``.
+    operation_costs : Tensor
+        Cost of each operation, as a share of `most_expensive`, ``[O]``.
+    cell_costs : float
+        Cost of all cells without their operations, as a share of `most_expensive`.
+    most_expensive : float
+        Cost of the most expensive architecture, in the unit of ``cost``.
+    cost_kind : str
+        The unit of costs: ``params``, ``macs`` or ``latency``; see `operation_cost`.
+    cost_limit : float or None
+        Largest cost of an architecture, as a share of `most_expensive`; set by `limit_cost`.
+    affordable : Tensor
+        Whether an architecture within the limit can contain the operation, bool ``[O]``.
+
+    Raises
+    ------
+    AdaRecError
+        If an operation or the kind of cost is unknown, or an operation is not causal.
     """
 
     alpha_initial: Tensor
@@ -71,12 +91,12 @@ class AdaRecSupernet(CellStack):
         groups = 1 if config["share_cells"] else cells
         self.alpha = nn.Parameter(config["alpha_init_std"] * torch.randn(groups, edge_count, len(operations)))
         self.register_buffer("alpha_initial", self.alpha.detach().clone())
-        of_operations = [operation_cost(name, size, self.cost_kind) for name in operations]
-        of_cells = cells * cell_cost(size, nodes, self.cost_kind)
+        prices = [operation_cost(name, size, self.cost_kind) for name in operations]
+        cells_price = cells * cell_cost(size, nodes, self.cost_kind)
         # L_cost is 1 for the most expensive architecture, whatever the unit.
-        self.most_expensive = edge_count * cells * max(of_operations) + of_cells or 1.0
-        self.register_buffer("operation_costs", torch.tensor(of_operations, dtype=torch.float32) / self.most_expensive)
-        self.cell_costs = of_cells / self.most_expensive
+        self.most_expensive = edge_count * cells * max(prices) + cells_price or 1.0
+        self.register_buffer("operation_costs", torch.tensor(prices, dtype=torch.float32) / self.most_expensive)
+        self.cell_costs = cells_price / self.most_expensive
         self.sizes: list[int] = config["candidate_sizes"] or [size]
         self.cost_limit: float | None = None
         self.cost_floor: float = config["cost_floor"]
@@ -85,111 +105,135 @@ class AdaRecSupernet(CellStack):
     # ------------------------------------------------------------------ parameters
 
     def weights(self) -> list[nn.Parameter]:
-        """All parameters but α."""
+        """All parameters except α."""
         return [parameter for name, parameter in self.named_parameters() if name != "alpha"]
 
     def logits(self) -> Tensor:
-        """α, and minus infinity where an operation by itself is above the limit of cost."""
+        """α with minus infinity for the operations that are not `affordable`, ``[G, E, O]``."""
         return self.alpha.masked_fill(~self.affordable, -torch.inf)
 
     # ------------------------------------------------------------------ encoding
 
     def sample(self, temperature: float, generator: torch.Generator | None = None) -> Sample:
-        """Draw one operation for each edge: hard Gumbel softmax (Jang et al., arXiv 1611.01144).
+        """Draw one operation for each edge from α, by the hard Gumbel softmax (Jang et al., arXiv 1611.01144).
 
-        torch's own takes no generator; with one on the CPU every process and device draws the same.
+        Parameters
+        ----------
+        temperature : float
+            Temperature of the softmax.
+        generator : torch.Generator, optional
+            A generator on the CPU, so that all processes and devices draw the same (``F.gumbel_softmax`` takes none).
         """
         noise = -torch.empty(self.alpha.shape).exponential_(generator=generator).log()
         soft = ((self.logits() + noise.to(self.alpha.device)) / temperature).softmax(-1)
-        chosen = soft.argmax(-1)
-        hard = F.one_hot(chosen, soft.shape[-1]).to(soft.dtype)
-        return Sample(hard - soft.detach() + soft, self._per_cell(chosen))
+        drawn = soft.argmax(-1)
+        hard = F.one_hot(drawn, soft.shape[-1]).to(soft.dtype)
+        return Sample(hard - soft.detach() + soft, self._per_cell(drawn))
 
     def uniform_path(self, generator: torch.Generator | None = None) -> list[list[int]]:
-        """Draw one operation for each edge, all that can be afforded alike: index by cell and edge."""
-        of_each = self.affordable.float().expand(self.alpha.shape).flatten(0, 1).cpu()
-        chosen = of_each.multinomial(1, generator=generator).view(self.alpha.shape[:2])
-        return self._per_cell(chosen)
+        """Draw one operation for each edge uniformly from the affordable ones; returns indices by cell and edge."""
+        probabilities = self.affordable.float().expand(self.alpha.shape).flatten(0, 1).cpu()
+        drawn = probabilities.multinomial(1, generator=generator).view(self.alpha.shape[:2])
+        return self._per_cell(drawn)
 
     def _per_cell(self, choice: Tensor) -> list[list[int]]:
+        """Operation indices ``[G, E]`` as a list for each of the S cells."""
         return choice.expand(len(self.cells), -1).tolist()
 
     def encode_path(self, item_seq: Tensor, choice: list[list[int]]) -> Encoding:
-        """Encode on one path; the other operations are not run (the w-step)."""
+        """Hidden states on one path, without running the other operations (used to train the weights).
 
-        def edge(cell: int, number: int, source: Tensor) -> Tensor | None:
-            name = self.operations[choice[cell][number]]
-            return None if name == "none" else self.cells[cell].edges[number][name](source)
+        Parameters
+        ----------
+        item_seq : Tensor
+            Right-padded item ids, int64 ``[B, L]``.
+        choice : list of list of int
+            Index of the operation, by cell and edge.
+        """
+
+        def edge(cell: int, index: int, source: Tensor) -> Tensor | None:
+            name = self.operations[choice[cell][index]]
+            return None if name == "none" else self.cells[cell].edges[index][name](source)
 
         return self.encode_edges(item_seq, edge)
 
     def encode_traced(self, item_seq: Tensor, sample: Sample) -> tuple[Encoding, Trace]:
-        """Encode on the drawn path, and keep what `gate_gradients` needs of it (the α-step)."""
+        """Hidden states on the drawn path, and the trace that `alpha_gradient` needs (used to train α).
+
+        Parameters
+        ----------
+        item_seq : Tensor
+            Right-padded item ids, int64 ``[B, L]``.
+        sample : Sample
+            The drawn architecture.
+        """
         trace = Trace()
 
-        def edge(cell: int, number: int, source: Tensor) -> Tensor:
-            trace.sources[cell, self._sources[number]] = source.detach()
-            return self.cells[cell].edges[number][self.operations[sample.choice[cell][number]]](source)
+        def edge(cell: int, index: int, source: Tensor) -> Tensor:
+            trace.sources[cell, self._sources[index]] = source.detach()
+            return self.cells[cell].edges[index][self.operations[sample.choice[cell][index]]](source)
 
-        return self.encode_edges(item_seq, edge, trace.node), trace
+        return self.encode_edges(item_seq, edge, trace.record_node), trace
 
-    def alpha_gradient(self, sample: Sample, trace: Trace, loss: Tensor, weight_of_cost: float | Tensor) -> Tensor:
-        """Gradient of ``loss + weight_of_cost * L_cost`` with respect to α, exact in all gates of the draw.
+    def alpha_gradient(self, sample: Sample, trace: Trace, loss: Tensor, cost_weight: float | Tensor) -> Tensor:
+        """Gradient of ``loss + cost_weight * L_cost`` with respect to α, ``[G, E, O]``.
+
+        It is exact in the gates of all operations, including those that were not drawn; see `gate_gradients`.
 
         Parameters
         ----------
         sample : Sample
-            The draw.
+            The drawn architecture.
         trace : Trace
-            Of the pass on it that gave the loss.
+            Trace of the pass on `sample` that computed the loss.
         loss : Tensor
             A scalar.
-        weight_of_cost : float or Tensor
+        cost_weight : float or Tensor
             Weight of `cost_loss`.
         """
-        of_gates = gate_gradients(self.cells, self.operations, trace, loss)
-        if len(sample.gates) < len(of_gates):  # the cells share theirs
-            of_gates = of_gates.sum(0, keepdim=True)
-        objective = (sample.gates * of_gates).sum() + weight_of_cost * self.cost_loss(sample.gates)
+        gradients = gate_gradients(self.cells, self.operations, trace, loss)
+        if len(sample.gates) < len(gradients):  # all cells share α
+            gradients = gradients.sum(0, keepdim=True)
+        objective = (sample.gates * gradients).sum() + cost_weight * self.cost_loss(sample.gates)
         (gradient,) = torch.autograd.grad(objective, [self.alpha])
         return gradient
 
     def encode(self, item_seq: Tensor) -> Encoding:
-        """Encode on the derived path."""
+        """Hidden states of sequences of item ids ``[B, L]`` on the most probable path, see `derived_choice`."""
         return self.encode_path(item_seq, self.derived_choice())
 
     # ------------------------------------------------------------------ cost and derivation
 
     def limit_cost(self, budget: float | None, teacher: Any) -> None:
-        """Let no architecture cost more than a share of the teacher's layers.
+        """Limit the cost of architectures to a share of the cost of the teacher's layers.
 
-        Operations that no architecture can afford are never drawn.
+        Operations that no architecture within the limit can contain are never drawn afterwards.
 
         Parameters
         ----------
         budget : float or None
-            ``cost_budget``: the share; None: no limit.
+            The share, ``cost_budget``; None for no limit.
         teacher : AdaRecTeacher
-            Trained or not.
+            The teacher, trained or not.
 
         Raises
         ------
         AdaRecError
-            If every architecture costs more, or every one of the candidate sizes.
+            If no architecture of the hidden size, or of any candidate size, is within the limit.
         """
         self.cost_limit = None
         self.affordable.fill_(True)
         if budget is None:
             return
-        of_teacher = layers_cost(teacher, self.cost_kind)
-        self.cost_limit = budget * of_teacher / self.most_expensive
+        teacher_cost = layers_cost(teacher, self.cost_kind)
+        self.cost_limit = budget * teacher_cost / self.most_expensive
         edge_count, repeats = len(edges(self.nodes)), len(self.cells) // len(self.alpha)
         cheapest = self.cell_costs + float(self.operation_costs.min()) * edge_count * len(self.cells)
         if cheapest > self.cost_limit:
             raise AdaRecError(
                 f"cost_budget: no student costs at most {budget} of the teacher's layers ({self.cost_kind}); the "
                 f"cheapest with hidden_size {self.hidden_size} and {len(self.cells)} cells of {self.nodes} nodes costs "
-                f"{cheapest * self.most_expensive / of_teacher:.4f}"
+                f"{cheapest * self.most_expensive / teacher_cost:.4f}"
             )
         if all(self._cheapest(size) > self.cost_limit for size in self.sizes):
             raise AdaRecError(
@@ -200,16 +244,16 @@ class AdaRecSupernet(CellStack):
         self.affordable.copy_(cheapest + extra <= self.cost_limit * (1 + 1e-6))
 
     def beyond_budget(self) -> list[str]:
-        """The operations that no architecture can afford."""
-        return [name for name, can in zip(self.operations, self.affordable.tolist(), strict=True) if not can]
+        """Names of the operations that no architecture within the cost limit can contain."""
+        return [name for name, kept in zip(self.operations, self.affordable.tolist(), strict=True) if not kept]
 
     def cost(self, gates: Tensor) -> Tensor:
-        """Cost of an architecture drawn as `gates`, as a share of the most expensive one."""
+        """Cost of the architecture of gates ``[G, E, O]``, a scalar, as a share of `most_expensive`."""
         repeats = len(self.cells) // len(gates)
         return repeats * (gates * self.operation_costs).sum() + self.cell_costs
 
     def cost_loss(self, gates: Tensor) -> Tensor:
-        """L_cost: the cost, or under a budget only what lies above it."""
+        """L_cost of gates ``[G, E, O]``, a scalar: the cost, or with a limit the excess over it."""
         cost = self.cost(gates)
         return cost if self.cost_limit is None else F.relu(cost - self.cost_limit)
 
@@ -217,86 +261,90 @@ class AdaRecSupernet(CellStack):
     def derived_choice(
         self, size: int | None = None, noise: Tensor | None = None, temperature: float = 1.0
     ) -> list[list[int]]:
-        """The most probable operations, for each edge by itself, or together under the limit of cost.
+        """Most probable operations under α: indices by cell and edge.
+
+        Without a cost limit each edge is decided alone; with one all edges are decided together, see `within_budget`.
 
         Parameters
         ----------
         size : int, optional
-            Channels of the student, if not those of the supernet: operations then have another cost.
+            Channels of the student, which decide the costs of operations; default: those of the supernet.
         noise : Tensor, optional
-            Gumbel noise of α's shape: the choice is a draw then (perturb and maximise).
+            Gumbel noise ``[G, E, O]``. The result is then a random draw (perturb and maximise).
         temperature : float
-            Of the softmax of α that is drawn from.
+            Temperature of the softmax of α.
         """
         size, log_p = size or self.hidden_size, (self.logits() / temperature).log_softmax(-1)
         if noise is not None:
             log_p = log_p + noise.to(log_p.device)
         if self.cost_limit is None:
             return self._per_cell(log_p.argmax(-1))
-        prices, of_cells = self._prices(size)
+        prices, cells_price = self._prices(size)
         repeats = len(self.cells) // len(log_p)
         none = self.operations.index("none") if "none" in self.operations else None
-        budget = self.cost_limit - of_cells
+        budget = self.cost_limit - cells_price
         best = within_budget(log_p, repeats * prices, budget, self.nodes, none, self.cost_floor)
         return self._per_cell(torch.tensor(best))
 
     def derive(self) -> Architecture:
-        """The most probable architecture."""
+        """The most probable architecture under α, within the cost limit."""
         return self._architecture(self.derived_choice())
 
     def candidates(
         self, sizes: Sequence[int], number: int, temperature: float, generator: torch.Generator
     ) -> list[Architecture]:
-        """For each hidden size the most probable architecture and others drawn from α, within the limit of cost.
+        """Different architectures for validation to choose from: for each size the most probable one, and draws from α.
 
         Parameters
         ----------
         sizes : sequence of int
-            Channels; sizes of which no student is within the limit are left out.
+            Hidden sizes. A size without an architecture within the cost limit is skipped.
         number : int
-            Architectures of each size; fewer where α is so sure that 20 draws for each give no more.
+            Largest number of architectures per size. There are fewer where ``20 * (number - 1)`` draws give fewer
+            different ones.
         temperature : float
-            Above 1 the draws leave more to validation than α would.
+            Temperature of the softmax of α; above 1 the draws differ more.
         generator : torch.Generator
-            On the CPU.
+            A generator on the CPU.
         """
-        found: list[Architecture] = []
+        architectures: list[Architecture] = []
         for size in sizes:
             if self.cost_limit is not None and self._cheapest(size) > self.cost_limit:
                 continue
-            of_size = [self._architecture(self.derived_choice(size), size)]
+            same_size = [self._architecture(self.derived_choice(size), size)]
             for _ in range(20 * (number - 1)):
                 noise = -torch.empty(self.alpha.shape).exponential_(generator=generator).log()
                 drawn = self._architecture(self.derived_choice(size, noise, temperature), size)
-                if len(of_size) < number and drawn not in of_size:
-                    of_size.append(drawn)
-            found += of_size
-        return found
+                if len(same_size) < number and drawn not in same_size:
+                    same_size.append(drawn)
+            architectures += same_size
+        return architectures
 
     def _cheapest(self, size: int) -> float:
-        """Cost of the cheapest student of a hidden size, in the unit of `cost`."""
-        prices, of_cells = self._prices(size)
-        return of_cells + float(prices.min()) * len(self.cells) * len(edges(self.nodes))
+        """Cost of the cheapest architecture of a hidden size, as a share of `most_expensive`."""
+        prices, cells_price = self._prices(size)
+        return cells_price + float(prices.min()) * len(self.cells) * len(edges(self.nodes))
 
     def _prices(self, size: int) -> tuple[Tensor, float]:
-        """Costs of the operations ``[O]`` and of all cells without them at a hidden size, in the unit of `cost`."""
+        """Cost of each operation ``[O]``, and of all cells without operations, as shares of `most_expensive`."""
         prices = torch.tensor([operation_cost(name, size, self.cost_kind) for name in self.operations])
-        of_cells = len(self.cells) * cell_cost(size, self.nodes, self.cost_kind)
-        return prices.double() / self.most_expensive, of_cells / self.most_expensive
+        cells_price = len(self.cells) * cell_cost(size, self.nodes, self.cost_kind)
+        return prices.double() / self.most_expensive, cells_price / self.most_expensive
 
     def _architecture(self, choice: list[list[int]], size: int | None = None) -> Architecture:
+        """Architecture of operation indices by cell and edge."""
         return Architecture(size or self.hidden_size, tuple(tuple(self.operations[o] for o in cell) for cell in choice))
 
     @torch.no_grad()
     def alpha_statistics(self) -> dict[str, float]:
-        """How far the search moved α from its random start.
+        """How far the search has moved α from its random initial value.
 
         Returns
         -------
-        dict
-            ``alpha_moved``: mean total variation distance between the operations' probabilities then and now (0 to
-            1); ``alpha_max_probability``: largest probability, mean over edges; ``changed_edges``: share of edges
-            whose most probable operation is another than at the start.
+        dict of str to float
+            ``alpha_moved``: total variation distance between the initial and the present probabilities of the
+            operations, mean over edges (0 to 1). ``alpha_max_probability``: largest probability, mean over edges.
+            ``changed_edges``: share of edges whose most probable operation has changed.
         """
         start, now = (
             alpha.masked_fill(~self.affordable, -torch.inf).softmax(-1) for alpha in (self.alpha_initial, self.alpha)

@@ -1,1 +1,1 @@
-"""The report of a run: text, figures, page."""
+"""Reports: tables and sentences, figures, HTML pages, and the files they are written to."""

@@ -1,4 +1,4 @@
-"""Figures of the report page, drawn by plotly."""
+"""Figures of the pages, as plotly figures: accuracy against size, α, layer transport, losses."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ LOSSES = {
     "hidden": "hidden",
 }
 MAX_ALPHA_GROUPS = 4
-Panel = tuple[str, go.Figure]
-INK, GRID, BLUE = "#1f2933", "#e4e8ec", "#2563a8"
+Panel = tuple[str, go.Figure]  # title and figure
+SizePoint = tuple[str, float, float]  # name, parameters, accuracy
+INK, GRID, BLUE, GREY, PURPLE = "#1f2933", "#e4e8ec", "#2563a8", "#8b97a3", "#8a4fa3"
 COLOURS = (*qualitative.T10[:7], *qualitative.T10[8:9], "#4c5a67", *qualitative.T10[7:8])
 
 
 def _style(figure: go.Figure, x: str, y: str, height: int = 300) -> go.Figure:
+    """Give a figure the style of the page and the titles of its axes."""
     # Fixed ranges and no drag mode: a finger that scrolls the page must not zoom a figure.
     figure.update_layout(
         template="none",
@@ -57,13 +59,13 @@ def _style(figure: go.Figure, x: str, y: str, height: int = 300) -> go.Figure:
 
 
 def _epoch_axis(figure: go.Figure, epochs: Sequence[int]) -> None:
-    """Ticks on whole epochs only."""
+    """Put ticks on whole epochs only."""
     span = max(epochs) - min(epochs)
     figure.update_xaxes(tickmode="linear", tick0=1, dtick=max(1, math.ceil(span / 8)))
 
 
 def _line(figure: go.Figure, epochs: Sequence[int], values: Sequence[Any], name: str, k: int, **style: Any) -> None:
-    """A line over epochs; a single epoch has no line to draw, so it is a marker."""
+    """Draw a line over epochs; a single epoch is a marker. `k` chooses the colour."""
     dash = "solid" if k < len(COLOURS) else "dash"
     figure.add_scatter(
         x=list(epochs),
@@ -77,11 +79,12 @@ def _line(figure: go.Figure, epochs: Sequence[int], values: Sequence[Any], name:
 
 
 def colour_of(k: int) -> str:
+    """The colour of line `k`; after the last colour the first follows, dashed."""
     return str(COLOURS[k % len(COLOURS)])
 
 
 def accuracy_figure(report: Mapping[str, Any]) -> go.Figure | None:
-    """A point for each model: test accuracy against layer parameters; None if no model has both."""
+    """Test accuracy against layer parameters, a point for each model of a report; None if no model has both."""
     keys = metric_keys(report)
     points = []
     for model in report_models(report):
@@ -92,34 +95,34 @@ def accuracy_figure(report: Mapping[str, Any]) -> go.Figure | None:
     return _scatter(points, f"test {metric_label(keys[0])}") if points else None
 
 
-def pareto_figure(arms: Sequence[tuple[str, float, float]], label: str, size: str = "layer parameters") -> go.Figure:
-    """Accuracy against parameters, and the line of those that none is both smaller and better than.
+def pareto_figure(points: Sequence[SizePoint], label: str, size: str = "layer parameters") -> go.Figure:
+    """Test accuracy against parameters, with the Pareto front: points that no other is both smaller and better than.
 
     Parameters
     ----------
-    arms : sequence of (str, float, float)
+    points : sequence of (str, float, float)
         Name, parameters above 0, and a measure of accuracy that is better when higher.
     label : str
         Name of the measure.
     size : str
-        What is counted.
+        Which parameters are counted.
     """
-    best: list[tuple[str, float, float]] = []
-    for arm in sorted(arms, key=lambda arm: (arm[1], -arm[2])):
-        if not best or arm[2] > best[-1][2]:
-            best.append(arm)
-    points = [(arm[1], arm[2], escape(arm[0]), BLUE if arm in best else "#8b97a3") for arm in arms]
-    figure = _scatter(points, f"test {label}", size)
+    front: list[SizePoint] = []
+    for point in sorted(points, key=lambda point: (point[1], -point[2])):
+        if not front or point[2] > front[-1][2]:
+            front.append(point)
+    markers = [(point[1], point[2], escape(point[0]), BLUE if point in front else GREY) for point in points]
+    figure = _scatter(markers, f"test {label}", size)
     figure.update_traces(mode="markers", marker_size=10)
     figure.add_scatter(
-        x=[arm[1] for arm in best], y=[arm[2] for arm in best], mode="lines", hoverinfo="skip",
+        x=[point[1] for point in front], y=[point[2] for point in front], mode="lines", hoverinfo="skip",
         line={"color": BLUE, "width": 2, "shape": "hv"},
     )  # fmt: skip
     return figure
 
 
 def _scatter(points: Sequence[tuple[float, float, str, str]], label: str, size: str = "layer parameters") -> go.Figure:
-    """Points of parameters, accuracy, name and colour, on a logarithmic axis of sizes."""
+    """Points of (parameters, accuracy, name, colour) on a logarithmic axis of parameters."""
     sizes, accuracies, names, colours = (list(column) for column in zip(*points, strict=True))
     figure = go.Figure(
         go.Scatter(
@@ -147,34 +150,59 @@ def _scatter(points: Sequence[tuple[float, float, str, str]], label: str, size: 
 
 
 def _model_colour(model: Mapping[str, Any]) -> str:
-    return {"teacher": "#8a4fa3", "student": BLUE}.get(str(model.get("name")), "#8b97a3")
+    return {"teacher": PURPLE, "student": BLUE}.get(str(model.get("name")), GREY)
 
 
-def alpha_history(history: Mapping[str, Any]) -> tuple[list[int], np.ndarray] | None:
-    """Epochs and probabilities ``[epochs, G, E, O]``."""
-    epochs, values = epoch_series(epoch_records(history, "search"), "alpha")
+def recorded_alpha(training_logs: Mapping[str, Any]) -> tuple[list[int], np.ndarray] | None:
+    """The probabilities of the operations after each epoch of the search.
+
+    Parameters
+    ----------
+    training_logs : mapping of str to sequence
+        Records of the epochs of each stage.
+
+    Returns
+    -------
+    (list of int, ndarray) or None
+        Numbers of the epochs, counted from 1, and probabilities ``[epochs, G, E, O]``; None without a search.
+    """
+    epochs, values = epoch_series(epoch_records(training_logs, "search"), "alpha")
     return (epochs, np.asarray(values, dtype=float)) if values else None
 
 
 def _edge_names(count: int) -> list[str]:
+    """Names of the edges of a cell, such as "input → node 1"."""
     nodes = next(n for n in range(1, count + 1) if len(edges(n)) >= count)
     return [f"{'input' if i == 0 else f'node {i}'} → node {j}" for i, j in edges(nodes)][:count]
 
 
 def operation_names(operations: Sequence[str], count: int) -> list[str]:
+    """Names of the O candidate operations; numbers if the report does not name as many."""
     names = [str(name) for name in operations]
     return names if len(names) == count else [f"operation {k}" for k in range(1, count + 1)]
 
 
-def alpha_figures(history: Mapping[str, Any], operations: Sequence[str]) -> list[Panel]:
-    """A line for each operation over the epochs, a panel for each edge of each group of cells that shares alpha.
+def alpha_figures(training_logs: Mapping[str, Any], operations: Sequence[str]) -> list[Panel]:
+    """The probability of each operation over the epochs, a panel for each edge of each group of cells that share α.
 
     More than `MAX_ALPHA_GROUPS` groups are too many to compare: then a panel is the mean of an edge over the groups.
+
+    Parameters
+    ----------
+    training_logs : mapping of str to sequence
+        Records of the epochs of each stage.
+    operations : sequence of str
+        Names of the O candidate operations.
+
+    Returns
+    -------
+    list of (str, Figure)
+        Title and figure of each panel; empty without a search.
     """
-    found = alpha_history(history)
-    if found is None:
+    recorded = recorded_alpha(training_logs)
+    if recorded is None:
         return []
-    epochs, alpha = found
+    epochs, alpha = recorded
     _, groups, edge_count, operation_count = alpha.shape
     names = operation_names(operations, operation_count)
     if groups > MAX_ALPHA_GROUPS:
@@ -190,7 +218,7 @@ def alpha_figures(history: Mapping[str, Any], operations: Sequence[str]) -> list
 
 
 def _alpha_panel(epochs: Sequence[int], curves: np.ndarray, names: Sequence[str], top: float) -> go.Figure:
-    """Curves ``[epochs, O]`` of one edge, and the level at which all operations are equal."""
+    """Curves ``[epochs, O]`` of one edge, and a dotted line at 1 / O, where all operations are equal."""
     figure = go.Figure()
     for k, name in enumerate(names):
         _line(figure, epochs, curves[:, k].tolist(), escape(name), k)
@@ -202,12 +230,12 @@ def _alpha_panel(epochs: Sequence[int], curves: np.ndarray, names: Sequence[str]
     return figure
 
 
-def last_alpha_figure(history: Mapping[str, Any], operations: Sequence[str]) -> go.Figure | None:
-    """Alpha after the last epoch: a row for each edge, a column for each operation; None without a search."""
-    found = alpha_history(history)
-    if found is None:
+def last_alpha_figure(training_logs: Mapping[str, Any], operations: Sequence[str]) -> go.Figure | None:
+    """The probabilities after the last epoch: edges in rows, operations in columns; None without a search."""
+    recorded = recorded_alpha(training_logs)
+    if recorded is None:
         return None
-    alpha = found[1][-1]
+    alpha = recorded[1][-1]
     names = operation_names(operations, alpha.shape[-1])
     rows = [f"{group + 1}: {edge}" for group in range(len(alpha)) for edge in _edge_names(alpha.shape[1])]
     return _heat_map(alpha.reshape(len(rows), -1), [escape(name) for name in names], rows, "", "cell: edge", ".2f")
@@ -216,7 +244,7 @@ def last_alpha_figure(history: Mapping[str, Any], operations: Sequence[str]) -> 
 def _heat_map(
     values: np.ndarray, columns: Sequence[Any], rows: Sequence[Any], x: str, y: str, digits: str | None
 ) -> go.Figure:
-    """Values ``[rows, columns]``, the first row on top; written into the cells in the format `digits`."""
+    """Values ``[rows, columns]``, the first row on top; `digits` is the format of the numbers in the cells, if any."""
     figure = go.Figure(
         go.Heatmap(
             z=values.tolist(),
@@ -241,10 +269,16 @@ def _heat_map(
     return figure
 
 
-def last_flow(report: Mapping[str, Any], history: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """The last transport of the student's training, else of the search."""
+def last_flow(report: Mapping[str, Any], training_logs: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """The last layer transport: of the student's training, else of the search.
+
+    Returns
+    -------
+    (str, list) or None
+        The stage, and the flow ``[S, T]`` between student layers and teacher layers; None if none was recorded.
+    """
     for stage in ("student", "search"):
-        _, flows = epoch_series(epoch_records(history, stage), "flow")
+        _, flows = epoch_series(epoch_records(training_logs, stage), "flow")
         if flows:
             return stage, flows[-1]
     flow = (report.get("distillation") or {}).get("flow")
@@ -252,7 +286,8 @@ def last_flow(report: Mapping[str, Any], history: Mapping[str, Any]) -> tuple[st
 
 
 def transport_figure(flow: Sequence[Sequence[float]]) -> go.Figure:
-    """The flow ``[S, T]`` as shares; teacher layers go down, since they are many and phones are narrow."""
+    """The flow ``[S, T]`` as shares of all weight that moves: teacher layers in rows, student layers in columns."""
+    # Teacher layers in rows: they are many, and phones are narrow.
     values = np.asarray(flow, dtype=float).T
     columns, rows = ([str(k) for k in range(1, n + 1)] for n in (values.shape[1], values.shape[0]))
     figure = _heat_map(values, columns, rows, "student layer", "teacher layer", ".1%")
@@ -262,13 +297,13 @@ def transport_figure(flow: Sequence[Sequence[float]]) -> go.Figure:
     return figure
 
 
-def layer_weight_figures(history: Mapping[str, Any]) -> list[Panel]:
-    """Epochs across, layers down, a panel for u and v of each stage that distils."""
+def layer_weight_figures(training_logs: Mapping[str, Any]) -> list[Panel]:
+    """The layer weights u and v of each stage that distils: epochs in columns, layers in rows."""
     sides = (("student_layer_weights", "u, student layers"), ("teacher_layer_weights", "v, teacher layers"))
     panels = []
     for stage in ("search", "student"):
         for key, title in sides:
-            epochs, weights = epoch_series(epoch_records(history, stage), key)
+            epochs, weights = epoch_series(epoch_records(training_logs, stage), key)
             if weights:
                 values = np.asarray(weights, dtype=float).T
                 layers = list(range(1, len(values) + 1))
@@ -279,21 +314,21 @@ def layer_weight_figures(history: Mapping[str, Any]) -> list[Panel]:
     return panels
 
 
-def loss_figures(history: Mapping[str, Any]) -> list[Panel]:
-    """The losses of each stage over its epochs, and the validation score of those that have one."""
+def loss_figures(training_logs: Mapping[str, Any]) -> list[Panel]:
+    """The losses of each stage over its epochs, and the validation scores of all stages that were validated."""
     panels = []
     for stage in STAGE_NAMES:
         figure, all_epochs = go.Figure(), set()
         for k, (key, name) in enumerate(LOSSES.items()):
-            epochs, values = epoch_series(epoch_records(history, stage), key)
+            epochs, values = epoch_series(epoch_records(training_logs, stage), key)
             if values:
                 _line(figure, epochs, values, name, k, width=3 if key == "loss" else 1.5)
                 all_epochs.update(epochs)
         if all_epochs:
             panels.append((f"{stage} loss", _over_epochs(figure, sorted(all_epochs), "loss")))
     figure, all_epochs = go.Figure(), set()
-    for stage, colour in (("teacher", "#8a4fa3"), ("search", "#8b97a3"), ("student", BLUE)):
-        epochs, values = epoch_series(epoch_records(history, stage), "valid_score")
+    for stage, colour in (("teacher", PURPLE), ("search", GREY), ("student", BLUE)):
+        epochs, values = epoch_series(epoch_records(training_logs, stage), "valid_score")
         if values:
             _line(figure, epochs, values, stage, 0, color=colour)
             figure.data[-1].marker.color = colour
@@ -304,6 +339,7 @@ def loss_figures(history: Mapping[str, Any]) -> list[Panel]:
 
 
 def _over_epochs(figure: go.Figure, epochs: Sequence[int], y: str) -> go.Figure:
+    """Style a figure whose lines run over epochs."""
     _style(figure, "epoch", y)
     _epoch_axis(figure, epochs)
     figure.update_layout(showlegend=True)

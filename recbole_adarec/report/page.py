@@ -1,4 +1,4 @@
-"""The report, a comparison or an experiment as one HTML page."""
+"""HTML pages of a run, a comparison and an experiment: one file each, without network."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from plotly.io import to_html
 from recbole_adarec.report.figures import (
     MAX_ALPHA_GROUPS,
     Panel,
+    SizePoint,
     accuracy_figure,
     alpha_figures,
-    alpha_history,
     colour_of,
     last_alpha_figure,
     last_flow,
@@ -22,6 +22,7 @@ from recbole_adarec.report.figures import (
     loss_figures,
     operation_names,
     pareto_figure,
+    recorded_alpha,
     transport_figure,
 )
 from recbole_adarec.report.records import DASH, format_number, number_at, report_models
@@ -37,15 +38,17 @@ from recbole_adarec.report.text import (
 )
 
 
-def report_html(report: Mapping[str, Any], history: Mapping[str, Any], operations: Sequence[str]) -> str:
-    """The report as one page that needs no other file and no network.
+def report_html(report: Mapping[str, Any], training_logs: Mapping[str, Any], operations: Sequence[str]) -> str:
+    """The report of a run as an HTML page, the content of report.html.
 
     Parameters
     ----------
-    report, history : mapping
-        As in `report_markdown`.
+    report : mapping
+        Content of report.json.
+    training_logs : mapping of str to sequence
+        Records of the epochs of each stage; a stage may be missing.
     operations : sequence of str
-        Names of the candidate operations in the order of the recorded alpha; empty without a search.
+        Names of the candidate operations, in the order of the recorded α; empty without a search.
 
     Returns
     -------
@@ -53,15 +56,7 @@ def report_html(report: Mapping[str, Any], history: Mapping[str, Any], operation
         A whole HTML document.
     """
     if report.get("models") and "architecture" not in report:
-        title = escape(f"{report_models(report)[0]['name']} on {report.get('dataset') or DASH}")
-        alone: list[Any] = [
-            PAGE_HEAD.format(title=title, style=STYLE),
-            f"<header><h1>{title}</h1><p>Seed {report.get('seed')}</p></header>",
-            *_section("Comparison", _scrolling(models_table(report, "html"))),
-            *_section("Stages", _scrolling(stages_table(report, "html"))),
-            f"<footer>{_paragraph(GLOSSARY)}</footer></main></body></html>\n",
-        ]
-        return _render(alone)
+        return _single_model_html(report)
     title = f"AdaRec on {escape(str(report.get('dataset') or DASH))}"
     seed = format_number(number_at(report, "seed"), "{:.0f}")
     parts: list[Any] = [
@@ -83,12 +78,12 @@ def report_html(report: Mapping[str, Any], history: Mapping[str, Any], operation
         *_section("Stages", _scrolling(stages_table(report, "html"))),
         *_section("Architecture", _paragraph(architecture_summary(report)) + _cells_html(report)),
         *_section("Search", _paragraph(search_summary(report)) + _scrolling(candidates_table(report, "html"))),
-        *_alpha_section(history, operations),
-        *_transport_section(report, history),
+        *_alpha_section(training_logs, operations),
+        *_transport_section(report, training_logs),
         *_section(
             "Layer weights",
             _paragraph("Weight of each layer in the transport after each epoch: u of the student, v of the teacher."),
-            layer_weight_figures(history),
+            layer_weight_figures(training_logs),
             "No layer weights were recorded.",
         ),
         *_section(
@@ -96,7 +91,7 @@ def report_html(report: Mapping[str, Any], history: Mapping[str, Any], operation
             _paragraph(
                 "Mean over the batches of an epoch; output, embedding and hidden are the parts of distillation."
             ),
-            loss_figures(history),
+            loss_figures(training_logs),
             "No losses were recorded.",
         ),
         f"<footer>{_paragraph(GLOSSARY)}</footer></main></body></html>\n",
@@ -104,28 +99,43 @@ def report_html(report: Mapping[str, Any], history: Mapping[str, Any], operation
     return _render(parts)
 
 
+def _single_model_html(report: Mapping[str, Any]) -> str:
+    """The page of a run that trained one model of RecBole."""
+    title = escape(f"{report_models(report)[0]['name']} on {report.get('dataset') or DASH}")
+    parts: list[Any] = [
+        PAGE_HEAD.format(title=title, style=STYLE),
+        f"<header><h1>{title}</h1><p>Seed {report.get('seed')}</p></header>",
+        *_section("Comparison", _scrolling(models_table(report, "html"))),
+        *_section("Stages", _scrolling(stages_table(report, "html"))),
+        f"<footer>{_paragraph(GLOSSARY)}</footer></main></body></html>\n",
+    ]
+    return _render(parts)
+
+
 def experiment_page(
-    heading: str,
-    table: str,
-    planes: Mapping[str, Sequence[tuple[str, float, float]]],
-    size: str = "layer parameters",
+    heading: str, table: str, points: Mapping[str, Sequence[SizePoint]], size: str = "layer parameters"
 ) -> str:
-    """An experiment as one page: its figures on the plane of accuracy against size, and its table.
+    """An experiment as an HTML page: accuracy against size, and the tables.
 
     Parameters
     ----------
     heading : str
-        What was compared.
+        Title of the page.
     table : str
-        As Markdown.
-    planes : mapping of str to sequence
-        For each measure what `pareto_figure` draws.
+        The tables as Markdown.
+    points : mapping of str to sequence
+        For each measure its points, as `pareto_figure` takes them.
     size : str
-        What is counted.
+        Which parameters are counted.
+
+    Returns
+    -------
+    str
+        A whole HTML document.
     """
-    panels: list[Panel] = [(name, pareto_figure(arms, name, size)) for name, arms in planes.items() if arms]
+    panels = _pareto_panels(points, size)
     lead = _paragraph(
-        "A point for each arm, mean over seeds; the line joins those that no arm is smaller and better than."
+        "A point for each arm, mean over seeds. The line joins the arms that no other is both smaller and better than."
     )
     parts: list[Any] = [
         PAGE_HEAD.format(title=escape(heading), style=STYLE),
@@ -138,6 +148,7 @@ def experiment_page(
 
 
 def not_on_log_axis(report: Mapping[str, Any]) -> str:
+    """A sentence with the models that have no layer parameters, which a logarithmic axis cannot show; else empty."""
     names = [
         str(model.get("name") or DASH)
         for model in report_models(report)
@@ -146,7 +157,7 @@ def not_on_log_axis(report: Mapping[str, Any]) -> str:
     return f"Not on the log axis, without layer parameters: {', '.join(names)}." if names else ""
 
 
-# The policy makes the browser refuse whatever the page does not hold itself.
+# The policy makes the browser refuse everything that is not in the page itself.
 PAGE_HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -187,7 +198,13 @@ footer { color: #52606d; font-size: .85rem; padding: 0 .2rem; }
 
 
 def single_panel(title: str, figure: go.Figure | None) -> list[Panel]:
+    """A figure as the only panel of its section; no panel if there is no figure."""
     return [] if figure is None else [(title, figure)]
+
+
+def _pareto_panels(points: Mapping[str, Sequence[SizePoint]], size: str = "layer parameters") -> list[Panel]:
+    """A panel for each measure that has points."""
+    return [(name, pareto_figure(models, name, size)) for name, models in points.items() if models]
 
 
 def _paragraph(text: str) -> str:
@@ -201,7 +218,7 @@ def _scrolling(table: str) -> str:
 def _section(
     heading: str, lead: str, panels: Sequence[Panel] | None = None, missing: str = "", after: Sequence[Any] = ()
 ) -> list[Any]:
-    """Parts of a section: pieces of HTML, and figures that `_render` draws; `missing` is said if `panels` is empty."""
+    """Parts of a section: pieces of HTML, and figures that `_render` draws; `missing` stands for empty `panels`."""
     parts: list[Any] = [f"<section><h2>{escape(heading)}</h2>", lead if panels or panels is None else ""]
     if panels:
         layout = "" if len(panels) == 1 else "grid two" if len(panels) <= 4 else "grid"
@@ -222,31 +239,31 @@ def _cells_html(report: Mapping[str, Any]) -> str:
     return f'<div class="grid">{"".join(cells)}</div>' if cells else ""
 
 
-def _alpha_section(history: Mapping[str, Any], operations: Sequence[str]) -> list[Any]:
-    panels = alpha_figures(history, operations)
-    found = alpha_history(history)
-    names = operation_names(operations, found[1].shape[-1]) if found else []
+def _alpha_section(training_logs: Mapping[str, Any], operations: Sequence[str]) -> list[Any]:
+    panels = alpha_figures(training_logs, operations)
+    recorded = recorded_alpha(training_logs)
+    names = operation_names(operations, recorded[1].shape[-1]) if recorded else []
     key = "".join(
         f'<span><i style="background:{colour_of(k)}"></i>{escape(name)}</span>' for k, name in enumerate(names)
     )
-    lead = _paragraph("Probability of each operation after each epoch. Dotted: all operations equal.")
+    lead = _paragraph("Probability of each operation after each epoch. Dotted: all operations equally probable.")
     missing = "No α was recorded: a run with a given architecture has no search."
     after: list[Any] = []
-    if found and found[1].shape[1] > MAX_ALPHA_GROUPS:
-        after = ["<h3>every edge after the last epoch</h3>", last_alpha_figure(history, operations)]
+    if recorded and recorded[1].shape[1] > MAX_ALPHA_GROUPS:
+        after = ["<h3>every edge after the last epoch</h3>", last_alpha_figure(training_logs, operations)]
     return _section("α over the search", f'{lead}<div class="key">{key}</div>', panels, missing, after)
 
 
-def _transport_section(report: Mapping[str, Any], history: Mapping[str, Any]) -> list[Any]:
-    found = last_flow(report, history)
-    stage = "student's training" if found and found[0] == "student" else "search"
+def _transport_section(report: Mapping[str, Any], training_logs: Mapping[str, Any]) -> list[Any]:
+    flow = last_flow(report, training_logs)
+    stage = "student's training" if flow and flow[0] == "student" else "search"
     lead = _paragraph(f"Share of the weight that moves between each pair of layers, in the last batch of the {stage}.")
-    panels = single_panel("", transport_figure(found[1])) if found else []
+    panels = single_panel("", transport_figure(flow[1])) if flow else []
     return _section("Layer transport", lead, panels, "No layer transport was recorded.")
 
 
 def _render(parts: Sequence[Any]) -> str:
-    """Join the pieces of a page; the first figure brings the library that draws all of them."""
+    """Join the parts of a page; the first figure includes plotly's library, which draws all of them."""
     pieces: list[str] = []
     drawn = 0
     for part in parts:
@@ -272,31 +289,35 @@ def comparison_page(
     heading: str,
     lead: Sequence[str],
     tables: Mapping[str, str],
-    planes: Mapping[str, Sequence[tuple[str, float, float]]],
+    points: Mapping[str, Sequence[SizePoint]],
     notes: Sequence[str],
 ) -> str:
-    """Models side by side as one page.
+    """A comparison of models as an HTML page: tables, accuracy against size, notes.
 
     Parameters
     ----------
     heading : str
-        What was compared.
+        Title of the page.
     lead, notes : sequence of str
-        Sentences above the tables, and below the figures.
+        Paragraphs above the tables, and below the figures.
     tables : mapping of str to str
         Heading and HTML of each table.
-    planes : mapping of str to sequence
-        For each measure what `pareto_figure` draws.
+    points : mapping of str to sequence
+        For each measure its points, as `pareto_figure` takes them.
+
+    Returns
+    -------
+    str
+        A whole HTML document.
     """
-    panels: list[Panel] = [(name, pareto_figure(models, name)) for name, models in planes.items() if models]
     parts: list[Any] = [
         PAGE_HEAD.format(title=escape(heading), style=STYLE),
         f"<header><h1>{escape(heading)}</h1>{''.join(map(_paragraph, lead))}</header>",
         *(part for name, table in tables.items() for part in _section(name, _scrolling(table))),
         *_section(
             "Accuracy against size",
-            _paragraph("The line joins the models that none is smaller and better than."),
-            panels,
+            _paragraph("The line joins the models that no other is both smaller and better than."),
+            _pareto_panels(points),
             "No model has layer parameters.",
         ),
         f"<footer>{''.join(map(_paragraph, notes))}</footer></main></body></html>\n",

@@ -1,4 +1,4 @@
-"""What a run found, for people: a table for the terminal, a Markdown file and a page with figures."""
+"""The report of a run as text: tables and sentences for the terminal, for report.md and for the page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from recbole_adarec.report.records import (
 
 GLOSSARY = (
     "NDCG, Recall and MRR: on the test data. "
-    "Layer parameters: all trainable parameters but the item table; params: with it. "
+    "Layer parameters: all trainable parameters except those of the item table; params: with the item table. "
     "MACs: multiply-accumulates of scoring all items for one sequence, in matrix products and convolutions "
     "(k, M, G: thousands, millions, billions). "
     "p50: median time of a request with one sequence. "
@@ -37,32 +37,32 @@ MAX_TABLE_EPOCHS = 20
 
 
 def comparison_table(report: Mapping[str, Any], fmt: str = "github") -> str:
-    """All models side by side, and below what the student saves and costs against the teacher.
+    """The table of all models, and below it the student in multiples of the teacher.
 
     Parameters
     ----------
     report : mapping
-        What report.json holds.
+        Content of report.json.
     fmt : str
         A table format of tabulate.
 
     Returns
     -------
     str
-        Table, empty line, ratios. What was not measured is a dash.
+        Table, empty line, ratios. A dash stands for what was not measured.
     """
     return "\n\n".join(part for part in (models_table(report, fmt), student_ratios(report)) if part)
 
 
-def report_markdown(report: Mapping[str, Any], history: Mapping[str, Any]) -> str:
-    """The report as Markdown.
+def report_markdown(report: Mapping[str, Any], training_logs: Mapping[str, Any]) -> str:
+    """The report as Markdown, the content of report.md.
 
     Parameters
     ----------
     report : mapping
-        What report.json holds.
-    history : mapping
-        Records of the epochs for each stage; a stage may be missing.
+        Content of report.json.
+    training_logs : mapping of str to sequence
+        Records of the epochs of each stage; a stage may be missing.
 
     Returns
     -------
@@ -72,10 +72,10 @@ def report_markdown(report: Mapping[str, Any], history: Mapping[str, Any]) -> st
     cells = "\n\n".join(
         f"{title}:\n\n" + "\n".join(f"    {line}" for line in lines) for title, lines in cell_formulas(report)
     )
-    if "architecture" not in report:  # a stock model alone
+    if "architecture" not in report:  # a RecBole model alone
         heading = f"# {report_models(report)[0]['name']} on {report.get('dataset') or DASH}, seed {report.get('seed')}"
-        alone = [heading, comparison_table(report), "## Stages", stages_table(report, "github"), "## Units", GLOSSARY]
-        return "\n\n".join(alone) + "\n"
+        parts = [heading, comparison_table(report), "## Stages", stages_table(report, "github"), "## Units", GLOSSARY]
+        return "\n\n".join(parts) + "\n"
     parts = [
         f"# AdaRec on {report.get('dataset') or DASH}, seed {format_number(number_at(report, 'seed'), '{:.0f}')}",
         comparison_table(report),
@@ -89,7 +89,7 @@ def report_markdown(report: Mapping[str, Any], history: Mapping[str, Any]) -> st
         search_summary(report),
         candidates_table(report, "github"),
         "## Teacher layer weights",
-        weights_table(history) or "No layer weights were recorded.",
+        weights_table(training_logs) or "No layer weights were recorded.",
         "## Units",
         GLOSSARY,
     ]
@@ -97,7 +97,19 @@ def report_markdown(report: Mapping[str, Any], history: Mapping[str, Any]) -> st
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], fmt: str, left: int) -> str:
-    """A table whose first `left` columns are words and whose others are numbers, as they stand."""
+    """A table of cells that are text already.
+
+    Parameters
+    ----------
+    header : sequence of str
+        Headings of the columns.
+    rows : sequence of sequence of str
+        Cells.
+    fmt : str
+        A table format of tabulate.
+    left : int
+        How many columns, from the first, are aligned left; the others hold numbers and are aligned right.
+    """
     if fmt in ("github", "pipe"):
         rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     align = ["left"] * left + ["right"] * (len(header) - left)
@@ -105,6 +117,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], fmt: str, l
 
 
 def models_table(report: Mapping[str, Any], fmt: str) -> str:
+    """A row for each model: test metrics, parameters, MACs, latency and throughput."""
     # A terminal has about 120 columns; in a page the headings wrap.
     brief = fmt != "html"
     columns: list[tuple[str, tuple[str, ...], Callable[[float], str]]] = [
@@ -129,34 +142,41 @@ def models_table(report: Mapping[str, Any], fmt: str) -> str:
 
 
 def student_ratios(report: Mapping[str, Any]) -> str:
-    """The student in multiples of the teacher, where both were measured."""
+    """Sentences with the student in multiples of the teacher, for all that both were measured at.
+
+    Returns
+    -------
+    str
+        Empty if the report has no teacher or no student.
+    """
     by_name = {model.get("name"): model for model in report_models(report)}
     teacher, student = by_name.get("teacher"), by_name.get("student")
     if teacher is None or student is None:
         return ""
 
-    def times(keys: tuple[str, ...], less: str, more: str, noun: str) -> str | None:
-        return _times(number_at(teacher, *keys), number_at(student, *keys), less, more, noun)
+    def ratio(keys: tuple[str, ...], less: str, more: str, noun: str) -> str | None:
+        return _ratio_phrase(number_at(teacher, *keys), number_at(student, *keys), less, more, noun)
 
     first = [
         _accuracy_ratio(teacher, student, metric_keys(report)),
-        times(("parameters", "layers"), "fewer", "more", "layer parameters"),
-        times(("parameters", "total"), "fewer", "more", "parameters in all"),
-        times(("latency_ms", "batch_1_p50"), "lower", "higher", "batch-1 latency"),
+        ratio(("parameters", "layers"), "fewer", "more", "layer parameters"),
+        ratio(("parameters", "total"), "fewer", "more", "parameters in all"),
+        ratio(("latency_ms", "batch_1_p50"), "lower", "higher", "batch-1 latency"),
     ]
     second = [
-        times(("macs_per_sequence",), "fewer", "more", "MACs"),
-        times(("sequences_per_second",), "fewer", "more", "sequences per second"),
+        ratio(("macs_per_sequence",), "fewer", "more", "MACs"),
+        ratio(("sequences_per_second",), "fewer", "more", "sequences per second"),
     ]
     sentences = [
-        f"{opening}: {', '.join(known)}."
+        f"{opening}: {', '.join(measured)}."
         for opening, phrases in (("Student against teacher", first), ("Per sequence and in batches", second))
-        if (known := [phrase for phrase in phrases if phrase])
+        if (measured := [phrase for phrase in phrases if phrase])
     ]
     return " ".join(sentences) or "Student against teacher: no figure was measured for both."
 
 
 def _accuracy_ratio(teacher: Mapping[str, Any], student: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """Such as "test NDCG@10 x1.02", by the first metric that both have; None if there is none."""
     for key in keys:
         before, after = number_at(teacher, "test", key), number_at(student, "test", key)
         if before and after is not None:
@@ -164,8 +184,8 @@ def _accuracy_ratio(teacher: Mapping[str, Any], student: Mapping[str, Any], keys
     return None
 
 
-def _times(before: float | None, after: float | None, less: str, more: str, noun: str) -> str | None:
-    """Such as "3.4 times lower latency"; None where no ratio exists."""
+def _ratio_phrase(before: float | None, after: float | None, less: str, more: str, noun: str) -> str | None:
+    """Such as "3.4 times lower latency"; None if a number is missing or the teacher's is 0."""
     if before is None or after is None or before <= 0 or after < 0:
         return None
     if after == 0:
@@ -176,6 +196,7 @@ def _times(before: float | None, after: float | None, less: str, more: str, noun
 
 
 def stages_table(report: Mapping[str, Any], fmt: str) -> str:
+    """A row for each stage: seconds and epochs; the last row is the sum if every stage was timed."""
     stages = report.get("stages") or {}
     rows = [
         [
@@ -188,11 +209,12 @@ def stages_table(report: Mapping[str, Any], fmt: str) -> str:
     ]
     seconds = [number_at(stage, "seconds") for stage in stages.values() if stage]
     if rows and None not in seconds:
-        rows.append(["together", f"{sum(filter(None, seconds)):,.1f}", ""])
+        rows.append(["total", f"{sum(filter(None, seconds)):,.1f}", ""])
     return text_table(["stage", "seconds", "epochs"], rows, fmt, left=1) if rows else "No stage was timed."
 
 
 def architecture_summary(report: Mapping[str, Any]) -> str:
+    """Sentences with the size of the architecture and how many edges have each operation."""
     architecture = report.get("architecture") or {}
     cells, counts = architecture.get("cells") or [], architecture.get("operations") or {}
     if not cells:
@@ -201,12 +223,18 @@ def architecture_summary(report: Mapping[str, Any]) -> str:
     return (
         f"{plural(len(cells), 'cell')} of {plural(len(cells[0]), 'node')}, hidden size "
         f"{format_number(number_at(architecture, 'hidden_size'), '{:.0f}')}. Edges by operation: {listed or DASH}. "
-        "A node is the sum of its operations on earlier nodes; edges that carry nothing are left out."
+        "A node is the sum of its operations on earlier nodes; edges that contribute nothing are left out."
     )
 
 
 def cell_formulas(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Title and lines of each cell; equal neighbours are one entry."""
+    """The cells as formulas.
+
+    Returns
+    -------
+    list of (str, list of str)
+        Title and lines of each cell; equal cells that follow each other are one entry.
+    """
     cells = (report.get("architecture") or {}).get("cells") or []
     entries: list[tuple[str, list[str]]] = []
     number = 1
@@ -229,6 +257,7 @@ def _cell_lines(cell: Sequence[Sequence[str]]) -> list[str]:
 
 
 def search_summary(report: Mapping[str, Any]) -> str:
+    """Sentences on how the search ended: how far α moved, how sure it is, the temperature and the cost."""
     search = (report.get("architecture") or {}).get("search")
     if not search:
         return "The architecture was given, not searched."
@@ -238,7 +267,7 @@ def search_summary(report: Mapping[str, Any]) -> str:
         f"α moved {format_number(number_at(search, 'alpha_moved'), '{:.2f}')} from its random start (0: not at all, 1: "
         "entirely; mean total variation distance over the edges). "
         f"{format_number(None if changed is None else 100 * changed, '{:.0f} %')} of the edges ended with another most "
-        "probable operation than they began with. "
+        "probable operation than they started with. "
         f"The most probable operation of an edge has probability "
         f"{format_number(number_at(search, 'alpha_max_probability'), '{:.2f}')} on average; "
         f"the temperature ended at {format_number(number_at(search, 'temperature'), '{:.2f}')}. "
@@ -248,21 +277,34 @@ def search_summary(report: Mapping[str, Any]) -> str:
 
 
 def candidates_table(report: Mapping[str, Any], fmt: str) -> str:
-    """What validation chose from; empty where there was no choice."""
+    """A row for each architecture that validation chose from; empty if there was no choice."""
     rows = []
     for row in ((report.get("architecture") or {}).get("search") or {}).get("candidates") or []:
-        operations = ", ".join(f"{number_at(row['operations'], name)} {name}" for name in row.get("operations") or {})
+        counts = row.get("operations") or {}
+        operations = ", ".join(f"{format_number(number_at(counts, name), '{:.0f}')} {name}" for name in counts)
         measures = [format_number(number_at(row, f"{stage}_log_likelihood"), "{:.4f}") for stage in ("valid", "final")]
         rows.append([format_number(number_at(row, "hidden_size"), "{:.0f}"), operations, *measures])
-    headers = ["hidden size", "candidate: operations", "validation log-likelihood", "of finalists, trained longer"]
+    headers = ["hidden size", "operations of the candidate", "validation log-likelihood", "finalists, trained longer"]
     return text_table(headers, rows, fmt, left=2) if rows else ""
 
 
-def weights_table(history: Mapping[str, Any]) -> str:
-    """Teacher layer weights after each epoch; of a long training evenly spread epochs with the first and last."""
+def weights_table(training_logs: Mapping[str, Any]) -> str:
+    """The weights of the teacher's layers after each epoch, as Markdown.
+
+    Parameters
+    ----------
+    training_logs : mapping of str to sequence
+        Records of the epochs of each stage.
+
+    Returns
+    -------
+    str
+        Empty if no weights were recorded. Of a stage with more than `MAX_TABLE_EPOCHS` epochs as many rows, evenly
+        spread from the first epoch to the last.
+    """
     rows, notes = [], ""
     for stage in ("search", "student"):
-        epochs, weights = epoch_series(epoch_records(history, stage), "teacher_layer_weights")
+        epochs, weights = epoch_series(epoch_records(training_logs, stage), "teacher_layer_weights")
         chosen = list(range(len(epochs)))
         if len(epochs) > MAX_TABLE_EPOCHS:
             chosen = sorted(set(np.linspace(0, len(epochs) - 1, MAX_TABLE_EPOCHS).round().astype(int).tolist()))

@@ -1,1 +1,1 @@
-"""Runs: stages in order, in a run folder."""
+"""Runs the stages in order, in a run folder that the same command continues."""

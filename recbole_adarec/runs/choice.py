@@ -1,4 +1,4 @@
-"""The choice among the architectures that a search proposes, by short trainings and validation."""
+"""Chooses among the architectures that a search proposes, by short trainings and validation."""
 
 from __future__ import annotations
 
@@ -25,18 +25,23 @@ def choose_architecture(
     """The candidate with the best validation log-likelihood.
 
     All candidates are trained for a short time, then the best of each hidden size for longer. Each result is written
-    when it is there, so that a killed choice continues.
+    at once, so that a choice that was interrupted continues.
 
     Parameters
     ----------
     candidates : sequence of Architecture
-        One or more.
+        One or more; a single one is not trained.
     train : callable
         Trains a candidate for a number of epochs; returns its validation log-likelihood.
     epochs, finalist_epochs : int
-        Of the first and the second training.
+        Epochs of the first and the second training.
     path : Path
-        ``candidates.json``, the result.
+        ``candidates.json``: hidden size, operations and results of each candidate.
+
+    Returns
+    -------
+    Architecture
+        One of `candidates`.
 
     Notes
     -----
@@ -47,15 +52,18 @@ def choose_architecture(
     """
     if len(candidates) == 1:
         return candidates[0]
-    content = distributed.from_first(read_json(path)) or _train_all(candidates, train, epochs, finalist_epochs, path)
+    content = distributed.from_first(read_json(path))
+    if not content:
+        content = _train_candidates(candidates, train, epochs, finalist_epochs, path)
     rows = content["candidates"]
     best = max(best_of_each_size(rows), key=lambda row: row.get("final_log_likelihood", row["valid_log_likelihood"]))
     return candidates[rows.index(best)]
 
 
-def _train_all(
+def _train_candidates(
     candidates: Sequence[Architecture], train: TrainCandidate, epochs: int, finalist_epochs: int, path: Path
 ) -> dict[str, Any]:
+    """The content of candidates.json, after all trainings that are not recorded yet."""
     getLogger().info(f"choice among {len(candidates)} candidates begins")
     unfinished = path.with_name(f".{path.name}")
     content = distributed.from_first(read_json(unfinished)) or {
@@ -65,8 +73,8 @@ def _train_all(
     }
     rows = content["candidates"]
 
-    def measure(name: str, epochs: int, numbers: Iterable[int]) -> None:
-        for i in numbers:
+    def measure(name: str, epochs: int, indices: Iterable[int]) -> None:
+        for i in indices:
             if name not in rows[i]:
                 start = time.perf_counter()
                 rows[i][name] = train(candidates[i], epochs)
@@ -87,13 +95,26 @@ def _train_all(
 def candidate_epochs(epochs: int, targets: int) -> int:
     """Epochs of a candidate's training: fewer where an epoch has many targets, at least 1.
 
-    Architectures are told apart by how many targets they have seen.
+    How well a training tells architectures apart depends on the number of targets that they were trained on.
+
+    Parameters
+    ----------
+    epochs : int
+        Epochs on a small dataset.
+    targets : int
+        Targets of an epoch; above 140,000 the epochs are fewer in proportion.
     """
     return max(1, round(epochs * min(1.0, _FULL_EPOCH_TARGETS / targets)))
 
 
 def best_of_each_size(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each hidden size the candidate with the best validation log-likelihood after the first training."""
+    """The candidate of each hidden size with the best validation log-likelihood after the first training.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        ``candidates`` of candidates.json.
+    """
     sizes = dict.fromkeys(row["hidden_size"] for row in rows)
     by_size = ([row for row in rows if row["hidden_size"] == size] for size in sizes)
     return [max(candidates, key=lambda row: row["valid_log_likelihood"]) for candidates in by_size]

@@ -17,13 +17,14 @@ from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.distillation.teacher_outputs import TeacherOutputCache
 from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.evaluation.profile import count_parameters
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.registry import get_model
 from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.stored import build_model
 from recbole_adarec.runs.choice import candidate_epochs, choose_architecture, read_json
 from recbole_adarec.runs.recbole_models import recbole_teacher, trained_baseline
 from recbole_adarec.runs.run_folder import RECBOLE_LOGS, RunFolder, default_folder
-from recbole_adarec.runs.stages import build_trainer, reuse_stage, run_stage, train_model
+from recbole_adarec.runs.stages import TrainStage, build_trainer, reuse_stage, run_stage, train_model
 from recbole_adarec.runs.summary import model_rows, run_report, write_report
 from recbole_adarec.storage.model_files import load_state
 from recbole_adarec.storage.recbole_checkpoint import read_checkpoint
@@ -33,26 +34,30 @@ Contents = dict[str, dict[str, Any]]
 
 
 class Run:
-    """A distillation: its configuration, its data and its folder.
+    """A distillation run: teacher, search, student and report, with one configuration, dataset and folder.
 
     Parameters
     ----------
     config : RunConfig
-        The run's.
+        Configuration of the run.
 
     Attributes
     ----------
+    data : Loaders
+        The dataset and its loaders.
+    folder : RunFolder
+        Holds the files of the run.
     after_epoch : callable, optional
-        Given the stage, the epoch, from 0, and the validation metric after each epoch that was validated.
+        Called with the stage, the epoch, from 0, and the validation metric after each epoch that was validated.
     teacher_outputs : TeacherOutputCache
-        Its own, or that of another run with the same teacher and data.
+        May be replaced by that of another run with the same teacher and data.
     architecture : Architecture or None
-        The student's, once it is known.
+        That of the student; None until it is given or chosen.
 
     Raises
     ------
     AdaRecError
-        For all that can be refused before anything is written.
+        If the configuration cannot be run; nothing is written then.
     """
 
     after_epoch: Callable[[str, int, float], None] | None = None
@@ -69,11 +74,23 @@ class Run:
         self.folder = RunFolder(folder, config.full(), log=None if values["run_dir"] else RECBOLE_LOGS)
 
     def reuse_stage(self, stage: str, path: str | Path) -> None:
-        """Copy a stage's model file from another run of the same values, instead of training it."""
+        """Use a stage's model file of another run instead of training it; see `stages.reuse_stage`."""
         reuse_stage(self.folder, stage, path)
 
+    @recbole_patches()
     def train(self, until: str = "student") -> Contents:
-        """The content of each stage's model file, up to the stage named; unfinished stages are trained first."""
+        """Train the stages that are not finished.
+
+        Parameters
+        ----------
+        until : str
+            The last stage: ``teacher``, ``search`` or ``student``.
+
+        Returns
+        -------
+        dict
+            Content of the model file of each stage, by its name; without ``search`` where the architecture was given.
+        """
         with self.folder.recording():
             dataset = self.data.dataset
             getLogger().info(
@@ -81,21 +98,22 @@ class Run:
                 f"{len(dataset.items)} interactions; {self.data.valid.config['eval_batch_size']} rows ranked at a "
                 f"time; processes: {distributed.world_size()}"
             )
-            contents = {"teacher": self._run_stage("teacher", self._teacher)}
+            contents = {"teacher": self._run_stage("teacher", self._train_teacher)}
             if until == "teacher":
                 return contents
             if self.architecture is None:
-                contents["search"] = self._run_stage("search", self._search)
+                contents["search"] = self._run_stage("search", self._train_supernet)
                 if until == "search":
                     return contents
-                self.architecture = self._choose(contents["search"])
+                self.architecture = self._choose_architecture(contents["search"])
             if distributed.is_first():
                 self.architecture.save(self.folder / "architecture.yaml")
             contents["student"] = self._run_stage("student", self._train)
             return contents
 
+    @recbole_patches()
     def execute(self) -> dict[str, Any]:
-        """What report.json holds; unfinished stages are trained first."""
+        """The content of report.json; stages that are not finished are trained first."""
         contents, report = self.train(), None
         self.teacher_outputs.clear()  # what follows needs the memory
         with self.folder.recording():
@@ -106,19 +124,21 @@ class Run:
     # ------------------------------------------------------------------ stages
 
     def _check_models(self, configs: dict[str, Any]) -> None:
-        """Builds the models once, so that what they refuse is refused before anything is written."""
-        teacher, supernet, _ = (get_model(of["model"])(of, self.data.train._dataset) for of in configs.values())
+        """Build each model once, so that what a model refuses is refused before anything is written."""
+        dataset = self.data.train._dataset
+        teacher, supernet, _ = (get_model(config["model"])(config, dataset) for config in configs.values())
         if self.config.teacher is not None and self.config.teacher_is_trained:
             teacher.load(read_checkpoint(self.config.teacher).state_dict, self.config.teacher)
         if self.architecture is None:
             supernet.limit_cost(configs["search"]["cost_budget"], teacher)
-            bilevel_split(self.data.train._dataset, configs["search"])
+            bilevel_split(dataset, configs["search"])
 
-    def _run_stage(self, name: str, work: Callable[[Any, Loaders], tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
-        return run_stage(self.folder, name, lambda: self._stage_config(name), self.data, work)
+    def _run_stage(self, name: str, train: TrainStage) -> dict[str, Any]:
+        """The content of a stage's model file."""
+        return run_stage(self.folder, name, lambda: self._stage_config(name), self.data, train)
 
     def _stage_config(self, stage: str, **extra: Any) -> Any:
-        """The configuration of a stage, with the files of the stages before it."""
+        """The configuration of a stage, with the files of earlier stages."""
         inputs: dict[str, Any] = {"checkpoint_dir": str(self.folder.path)}
         if stage != "teacher":
             inputs["teacher_path"] = str(self.folder / "teacher.pth")
@@ -133,22 +153,26 @@ class Run:
                 inputs["supernet_path"] = str(self.folder / "search.pth")
         return self.config.stage(stage, **inputs | extra)
 
-    def _trainer(self, config: Any, data: Loaders) -> Any:
+    def _build_trainer(self, config: Any, data: Loaders) -> Any:
+        """A trainer with a new model; all trainers share the cache of teacher outputs."""
         return build_trainer(config, data, self.folder, self.teacher_outputs)
 
     def _train(self, config: Any, data: Loaders) -> tuple[Any, dict[str, Any]]:
-        trainer = self._trainer(config, data)
+        """Train the model of a stage; the model and the further content of its file."""
+        trainer = self._build_trainer(config, data)
         return train_model(trainer, data, self.after_epoch and partial(self.after_epoch, trainer.stage))
 
-    def _teacher(self, config: Any, data: Loaders) -> tuple[Any, dict[str, Any]]:
+    def _train_teacher(self, config: Any, data: Loaders) -> tuple[Any, dict[str, Any]]:
+        """Train the teacher, or take a model of RecBole."""
         if self.config.teacher is None:
             return self._train(config, data)
-        return recbole_teacher(self.config, config, data, self.folder)
+        return recbole_teacher(self.config.teacher, self.config, config, data, self.folder)
 
-    def _search(self, config: Any, data: Loaders) -> tuple[Any, dict[str, Any]]:
-        trainer = self._trainer(config, data)
+    def _train_supernet(self, config: Any, data: Loaders) -> tuple[Any, dict[str, Any]]:
+        """Train the supernet, and draw the candidates for the student's architecture from its α."""
+        trainer = self._build_trainer(config, data)
         trainer.start_repeat_bias(data.valid)
-        # No validation data: what the search finds is its last α, and the best epoch of one path says little of it.
+        # Without validation data: the result is the α of the last epoch, not the best epoch of one path.
         trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
         supernet, log = trainer.model, trainer.training_log
         candidates = supernet.candidates(
@@ -167,8 +191,8 @@ class Run:
             },
         }
 
-    def _choose(self, search: dict[str, Any]) -> Architecture:
-        """The candidate of the search with the best validation log-likelihood."""
+    def _choose_architecture(self, search: dict[str, Any]) -> Architecture:
+        """The candidate of a search with the best validation log-likelihood."""
         candidates = [Architecture.from_dict(candidate) for candidate in search["candidates"]]
         config = self.config.stage("search")
         with self.folder.part("choice"):
@@ -183,17 +207,18 @@ class Run:
         targets = int(self.data.train._dataset.windows.length.sum())
         config = self._stage_config("student", epochs=candidate_epochs(epochs, targets), init_from_supernet=False)
         init_seed(config["seed"], config["reproducibility"])
-        trainer = self._trainer(config, data := self.data.for_stage(config))
+        trainer = self._build_trainer(config, data := self.data.for_stage(config))
         trainer.start_repeat_bias(self.data.valid)
         trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
         trainer.model.item_table.quantize()
         trainer.fit_repeat_bias(self.data.valid)
-        scores = user_scores(trainer.model.eval(), self.data.valid)  # all rows, in every process
+        scores = user_scores(trainer.model.eval(), self.data.valid)  # of all users, in every process
         return distributed.from_first(float(scores.log_likelihood.mean()))
 
     # ------------------------------------------------------------------ report
 
     def _report(self, contents: Contents) -> dict[str, Any]:
+        """Train the baselines, measure all models, and write the report; its content."""
         values, student = self.config.values, self.config.stage("student")
         baselines = {name: trained_baseline(self.config, self.data, self.folder, name) for name in values["baselines"]}
         models = {name: build_model(contents[name], student["device"]) for name in ("teacher", "student")}
@@ -204,11 +229,10 @@ class Run:
             results | {name: content for name, (_, content) in baselines.items()}, self.data,
             values["latency_repeats"],
         )  # fmt: skip
-        assert self.architecture is not None
-        head = {"dataset": values["dataset"], "seed": student["seed"]}
+        run = {"dataset": values["dataset"], "seed": student["seed"]}
         choice = read_json(self.folder / "candidates.json")
-        report = run_report(head, contents, rows, self.architecture, choice, models["teacher"])
+        report = run_report(run, contents, rows, models["student"].architecture, choice, models["teacher"])
         search = contents.get("search")
-        history = {name: content["history"] for name, content in contents.items()}
-        write_report(self.folder, report, history, search["config"]["operations"] if search else ())
+        training_logs = {name: content["history"] for name, content in contents.items()}
+        write_report(self.folder, report, training_logs, search["config"]["operations"] if search else ())
         return report

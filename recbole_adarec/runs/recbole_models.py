@@ -1,4 +1,4 @@
-"""RecBole's own models in a run: baselines, and the teacher."""
+"""RecBole's models in a run, as baselines or as the teacher."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from logging import getLogger
 from typing import Any
 
 from recbole_adarec import distributed
-from recbole_adarec.config.recbole_models import check_recorded
+from recbole_adarec.config.recbole_models import check_recorded_score
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import Loaders
-from recbole_adarec.interop.baselines import train_baseline
+from recbole_adarec.interop.baselines import build_baseline, train_baseline
 from recbole_adarec.model.registry import get_model
 from recbole_adarec.runs.run_folder import RunFolder
 from recbole_adarec.runs.stages import item_tokens
@@ -22,20 +22,25 @@ from recbole_adarec.trainer.teacher import evaluate_recbole_model
 def trained_baseline(
     config: RunConfig, data: Loaders, folder: RunFolder, name: str, prefix: str = "baseline"
 ) -> tuple[Any, dict[str, Any]]:
-    """A model of RecBole and the content of its file; trained now, as RecBole trains it, unless the file is there.
+    """A trained model of RecBole and the content of its file; trained as RecBole trains it, unless the file exists.
 
     Parameters
     ----------
     config : RunConfig
-        The run's.
+        Of the run.
     data : Loaders
-        The run's: gives the numbers of items and users.
+        Of the run: gives the numbers of items and users.
     folder : RunFolder
-        Where ``<prefix>-<name>.pth`` is.
+        Of the run; the file is ``<prefix>-<name>.pth``.
     name : str
         RecBole's name of the model.
     prefix : str
-        Of the keys that are for this model alone.
+        Prefix of the keys that are for this model alone.
+
+    Returns
+    -------
+    tuple
+        The model, in evaluation mode, and the content of its file.
     """
     path = folder / f"{prefix}-{name}.pth"
     model_config = config.baseline(name, prefix, checkpoint_dir=str(folder.path))
@@ -43,51 +48,57 @@ def trained_baseline(
         with folder.part(name):
             train_baseline(path, model_config)
     content = load_checkpoint(path)
-    model = get_model(name)(model_config, data.train._dataset).to(model_config["device"]).eval()
+    model = build_baseline(model_config, data).to(model_config["device"]).eval()
     model.load_state_dict(content["state_dict"])
     return model, content
 
 
 def recbole_teacher(
-    config: RunConfig, stage_config: Any, data: Loaders, folder: RunFolder
+    teacher: str, config: RunConfig, stage_config: Any, data: Loaders, folder: RunFolder
 ) -> tuple[Any, dict[str, Any]]:
-    """A model of RecBole as the teacher, read from its checkpoint or trained now, and what its model file holds.
+    """A model of RecBole as the teacher, read from its checkpoint or trained.
 
     Parameters
     ----------
+    teacher : str
+        A checkpoint of RecBole, or the name of a model.
     config : RunConfig
-        The run's; its `teacher` is a checkpoint or a name.
+        Of the run.
     stage_config : recbole.config.Config
         Of the stage ``teacher``.
     data : Loaders
-        The run's.
+        Of the run.
     folder : RunFolder
-        The run's.
+        Of the run.
+
+    Returns
+    -------
+    tuple
+        The model, in evaluation mode, and what its model file holds besides the weights.
 
     Raises
     ------
     AdaRecError
-        If the checkpoint's weights or its recorded validation result do not belong to this data.
+        If the checkpoint's weights or its recorded validation result do not fit this data.
     """
     model = get_model(stage_config["model"])(stage_config, data.train._dataset).to(stage_config["device"])
-    assert config.teacher is not None
     if config.teacher_is_trained:
-        checkpoint = read_checkpoint(config.teacher)
+        checkpoint = read_checkpoint(teacher)
         weights, epochs = checkpoint.state_dict, checkpoint.epochs
     else:
         if distributed.is_first():
-            trained_baseline(config, data, folder, config.teacher, "teacher")
+            trained_baseline(config, data, folder, teacher, "teacher")
         distributed.barrier()
-        trained = load_checkpoint(folder / f"teacher-{config.teacher}.pth")
+        trained = load_checkpoint(folder / f"teacher-{teacher}.pth")
         weights, epochs = trained["state_dict"], trained["epochs"]
-    model.load(weights, config.teacher)
+    model.load(weights, teacher)
     model.eval().check(next(iter(data.valid))[0][:32].to(stage_config["device"]))
-    model.repeat_bias.zero_()  # as RecBole ranks
+    model.repeat_bias.zero_()  # first the results without a bias, as RecBole ranks
     as_recbole = results = evaluate_recbole_model(stage_config, model, data)
     if config.teacher_is_trained:
-        getLogger().info(check_recorded(checkpoint, results["valid"]))
+        getLogger().info(check_recorded_score(checkpoint, results["valid"]))
     getLogger().info(model.describe())
-    if stage_config["repeat_bias"] is None:  # its student has one
+    if stage_config["repeat_bias"] is None:  # the student is fitted to one too
         fit_repeat_bias(model, data.valid, repeat_share(data.valid))
     else:
         model.repeat_bias.fill_(stage_config["repeat_bias"])

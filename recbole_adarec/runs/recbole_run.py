@@ -1,4 +1,4 @@
-"""A run of one RecBole model: trained as RecBole trains it, and reported as ours are."""
+"""Runs one RecBole model: trained as RecBole trains it, with the report of this package."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from recbole_adarec.config.recbole_models import check_sequential
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.runs.recbole_models import trained_baseline
 from recbole_adarec.runs.run_folder import RECBOLE_LOGS, RunFolder, default_folder
 from recbole_adarec.runs.summary import REPORT_FORMAT, model_rows, stage_rows, write_report
 
 
 class RecBoleRun:
-    """The run of ``model``; nothing is distilled in it.
+    """A run of one model of RecBole, without distillation.
 
     Parameters
     ----------
     config : RunConfig
-        Its ``model`` names a sequential model of RecBole.
+        ``model`` is the name of a sequential model of RecBole.
 
     Raises
     ------
     AdaRecError
-        For a model that RecBole does not have, or several processes.
+        If RecBole has no sequential model of that name, or there are several processes.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -39,8 +40,9 @@ class RecBoleRun:
         folder = values["run_dir"] or default_folder(values["dataset"], model_config["checkpoint_dir"])
         self.folder = RunFolder(folder, config.full(), log=None if values["run_dir"] else RECBOLE_LOGS)
 
+    @recbole_patches()
     def execute(self) -> dict[str, Any]:
-        """The report; the model is trained first, unless it is trained already."""
+        """The content of report.json; the model is trained first, unless its file exists."""
         with self.folder.recording():
             model, content = trained_baseline(self.config, self.data, self.folder, self.name)
             values = self.config.values

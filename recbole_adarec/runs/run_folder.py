@@ -1,4 +1,4 @@
-"""The folder of a run: which stages are finished, and whether they belong to this configuration."""
+"""The folder of a run: holds the files of its stages, and is of one configuration."""
 
 from __future__ import annotations
 
@@ -22,43 +22,46 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.storage.files import plain, write_text
 from recbole_adarec.storage.yaml_files import load_yaml
 
-# What may differ between two calls that continue the same run: it changes no result.
-_FREE_KEYS = {
+# Keys that change no result: they may differ between two calls that continue the same run.
+_NEUTRAL_KEYS = {
     "run_dir", "threads", "show_progress", "latency_repeats", "gpu_id", "use_gpu", "state", "checkpoint_dir",
     "baselines", "log_wandb", "save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path",
     "config_files", "wandb_project", "data_path", "teacher_cache_mb", "worker", "eval_scores_mb",
     "nproc", "ip", "port", "group_offset",
 }  # fmt: skip
 _NEEDED_BYTES = 64 * 2**20
-RECBOLE_LOGS = Path("log/AdaRec")  # as RecBole has log/<model>/ where the user stands
+RECBOLE_LOGS = Path("log/AdaRec")  # RecBole logs into log/<model>/ of the current folder
 
 
 class RunFolder:
-    """A run's files: every stage writes its result here, so that a killed run continues.
+    """The folder of a run. Each stage writes its result here, so that an interrupted run continues.
+
+    ``folder / name`` is the path of a file in it.
 
     Parameters
     ----------
     path : path-like
-        The folder; made if it is not there.
+        The folder; created if it does not exist.
     values : dict
-        The whole resolved configuration of the run.
+        The whole resolved configuration of the run, for config.yaml.
     log : path-like, optional
-        Another folder that is given the log too.
+        Another folder, for a copy of the log.
 
     Raises
     ------
     AdaRecError
-        If the folder holds a run of another configuration, or something that is no run, or the disk is full.
+        If the folder holds a run of another configuration, or files that are no run, or the disk is full.
     """
 
     def __init__(self, path: str | Path, values: dict[str, Any], log: str | Path | None = None) -> None:
         self.path, self._part = Path(path), ""
         self._logs = [self / "log.txt"] if log is None else [self / "log.txt", Path(log) / f"{self.path.name}.log"]
         if distributed.is_first():
-            self._begin(values)
+            self._open(values)
         distributed.barrier()
 
-    def _begin(self, values: dict[str, Any]) -> None:
+    def _open(self, values: dict[str, Any]) -> None:
+        """Create the folder and its config.yaml, or check that they belong to these values."""
         if self.path.exists() and not self.path.is_dir():
             raise AdaRecError(f"run_dir: {self.path} is a file, expected a folder")
         config = self.path / "config.yaml"
@@ -81,17 +84,18 @@ class RunFolder:
             write_text(config, yaml.safe_dump(plain(values), sort_keys=True))
 
     def __truediv__(self, name: str) -> Path:
+        """The path of a file in this folder."""
         return self.path / name
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Send log lines to log.txt and TensorBoard events to tensorboard/ while the run goes on.
+        """Context in which log lines go to log.txt, and TensorBoard events to tensorboard/.
 
-        RecBole's trainers log to the root logger and open a writer under the current folder; both are as before
+        RecBole's trainers log to the root logger and open a writer in the current folder; both are restored
         afterwards. Of several processes only the first one writes.
         """
         first = distributed.is_first()
-        logger, handlers = logging.getLogger(), [_Log(p) for p in self._logs] if first else [logging.NullHandler()]
+        logger, handlers = logging.getLogger(), [_LogFile(p) for p in self._logs] if first else [logging.NullHandler()]
         level, tensorboard = logger.level, recbole.trainer.trainer.get_tensorboard
         for handler in handlers:
             logger.addHandler(handler)
@@ -110,13 +114,18 @@ class RunFolder:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Keep what a stage sends to TensorBoard and to Weights & Biases apart from the others, under its name.
+        """Context in which a stage's TensorBoard events, and its run of Weights & Biases, have its name.
 
-        RecBole's trainers begin a run of Weights & Biases where there is none (``log_wandb``): here each stage has one,
-        in the group of the run folder. One that was begun before is the user's, and takes everything.
+        RecBole's trainers start a run of Weights & Biases where there is none (``log_wandb``). Here each stage has its
+        own, in the group of the run folder. A run that the user started before gets the events of all stages.
+
+        Parameters
+        ----------
+        name : str
+            A stage, a baseline, or ``choice``.
         """
         wandb = sys.modules.get("wandb")
-        foreign = wandb is not None and wandb.run is not None
+        user_run = wandb is not None and wandb.run is not None
         names = {"WANDB_RUN_GROUP": self.path.name, "WANDB_NAME": f"{self.path.name} {name}"}
         before, self._part = dict(os.environ), name
         os.environ.update({key: value for key, value in names.items() if key not in before})
@@ -127,12 +136,12 @@ class RunFolder:
             for key in names.keys() - before.keys():
                 del os.environ[key]
             wandb = sys.modules.get("wandb")
-            if wandb is not None and wandb.run is not None and not foreign:
+            if wandb is not None and wandb.run is not None and not user_run:
                 wandb.finish()
 
 
 class _NoWriter:
-    """In place of a TensorBoard writer, where another process writes."""
+    """Stands for a TensorBoard writer in processes that do not write."""
 
     def add_scalar(self, *_: Any) -> None:
         """Nothing."""
@@ -141,8 +150,8 @@ class _NoWriter:
         """Nothing."""
 
 
-class _Log(logging.FileHandler):
-    """A log file without the terminal's colours, whose full disk is an error and not a traceback a line."""
+class _LogFile(logging.FileHandler):
+    """A log file without the colours of a terminal; a failed write raises `AdaRecError`."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -153,15 +162,25 @@ class _Log(logging.FileHandler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def format(self, record: logging.LogRecord) -> str:
+        """The line of a record, without colour codes."""
         return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
+        """Raise an `AdaRecError`, where logging would print a traceback for each line."""
         error = sys.exc_info()[1]
         raise AdaRecError(f"cannot write {self.baseFilename}: {error}") from error
 
 
 def default_folder(dataset: str, parent: str = "saved") -> Path:
-    """``saved/<dataset>-<time>``, one that is not there yet; RecBole's ``checkpoint_dir`` names another parent."""
+    """The path ``<parent>/<dataset>-<time>`` of a folder that does not exist yet.
+
+    Parameters
+    ----------
+    dataset : str
+        Name of the dataset.
+    parent : str
+        RecBole's ``checkpoint_dir``.
+    """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder, number = Path(parent) / f"{dataset}-{stamp}", 1
     while folder.exists():
@@ -170,16 +189,31 @@ def default_folder(dataset: str, parent: str = "saved") -> Path:
     return folder
 
 
-def is_free(key: str) -> bool:
-    """Whether a key, with or without the prefix of a stage, changes no result."""
-    return key in _FREE_KEYS or key.partition("_")[2] in _FREE_KEYS  # with the prefix of a stage
+def changes_results(key: str) -> bool:
+    """Whether another value of a key, with or without the prefix of a stage, can change a result."""
+    return key not in _NEUTRAL_KEYS and key.partition("_")[2] not in _NEUTRAL_KEYS
 
 
 def check_same(stored: dict[str, Any], values: dict[str, Any], path: Path) -> None:
-    """Refuse to go on with what other values gave."""
+    """Check that a stored configuration has the same results as the current one.
+
+    Parameters
+    ----------
+    stored : dict
+        Content of config.yaml.
+    values : dict
+        The current configuration.
+    path : Path
+        The folder, for the message.
+
+    Raises
+    ------
+    AdaRecError
+        If a key that changes results differs: names the first one.
+    """
     current = plain(values)
     for key in sorted(set(stored) | set(current)):
-        if not is_free(key) and stored.get(key) != current.get(key):
+        if changes_results(key) and stored.get(key) != current.get(key):
             raise AdaRecError(
                 f"run_dir: {path} is a run of another configuration: {key} is {stored.get(key)!r} there and "
                 f"{current.get(key)!r} now; give another run_dir, or the same values"

@@ -1,4 +1,4 @@
-"""Stages of a run: trained once, kept in the run folder, and never repeated."""
+"""Stages of a run: each is trained once and kept as a model file in the run folder."""
 
 from __future__ import annotations
 
@@ -22,34 +22,36 @@ from recbole_adarec.trainer.distillation import DistillationTrainer
 from recbole_adarec.trainer.fitting import fit_and_evaluate
 from recbole_adarec.trainer.registry import get_trainer
 
-Work = Callable[[Any, Loaders], tuple[Any, dict[str, Any]]]
+TrainStage = Callable[[Any, Loaders], tuple[Any, dict[str, Any]]]
 
 
-def run_stage(folder: RunFolder, name: str, config: Callable[[], Any], data: Loaders, work: Work) -> dict[str, Any]:
-    """The content of a stage's model file, which is made now unless it is there.
+def run_stage(
+    folder: RunFolder, name: str, config: Callable[[], Any], data: Loaders, train: TrainStage
+) -> dict[str, Any]:
+    """The content of a stage's model file; the stage is trained first, unless the file exists.
 
     Parameters
     ----------
     folder : RunFolder
-        Where ``<name>.pth`` is.
+        Of the run; the file is ``<name>.pth``.
     name : str
-        The stage.
+        Name of the stage.
     config : callable
-        Gives its configuration, which may read files of the stages before it.
+        Returns the configuration of the stage; it may read the files of earlier stages.
     data : Loaders
-        The run's.
-    work : callable
-        From configuration and data to the model and its results.
+        Of the run.
+    train : callable
+        Called with the configuration and the data of the stage; returns the model and the further content of its file.
     """
     path = folder / f"{name}.pth"
     if not distributed.from_first(path.is_file()):
         stage_config = config()
         getLogger().info(f"{name} begins")
         start = time.perf_counter()
-        # Every stage starts from the seed, so that a continued run gives the numbers of an unbroken one.
+        # Every stage starts from the seed, so that a continued run has the figures of an uninterrupted one.
         init_seed(stage_config["seed"], stage_config["reproducibility"])
         with folder.part(name):
-            model, results = work(stage_config, data.for_stage(stage_config))
+            model, results = train(stage_config, data.for_stage(stage_config))
         seconds = time.perf_counter() - start
         if distributed.is_first():
             save_model(path, model, stage_config, seconds=seconds, **results)
@@ -59,7 +61,22 @@ def run_stage(folder: RunFolder, name: str, config: Callable[[], Any], data: Loa
 
 
 def reuse_stage(folder: RunFolder, name: str, path: str | Path) -> None:
-    """Copy a stage's model file from another run of the same values, unless the folder has one."""
+    """Copy a stage's model file from another run, unless the folder has one.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Of the run.
+    name : str
+        Name of the stage.
+    path : path-like
+        Model file of a run with the same values for this stage.
+
+    Raises
+    ------
+    AdaRecError
+        If the file is missing, damaged, or of another model.
+    """
     if not (folder / f"{name}.pth").exists():
         load_state(path, expected=MODELS[name])
         write_bytes(folder / f"{name}.pth", Path(path).read_bytes())
@@ -68,18 +85,18 @@ def reuse_stage(folder: RunFolder, name: str, path: str | Path) -> None:
 def build_trainer(
     config: Any, data: Loaders, folder: RunFolder, teacher_outputs: TeacherOutputCache | None = None
 ) -> Any:
-    """The trainer of a configuration, around a new model.
+    """A trainer with a new, untrained model.
 
     Parameters
     ----------
     config : recbole.config.Config
         Of the stage.
     data : Loaders
-        With the stage's own training loader.
+        With the training loader of the stage.
     folder : RunFolder
-        Where it keeps its checkpoint while it trains.
+        Holds the checkpoint during the training.
     teacher_outputs : TeacherOutputCache, optional
-        Shared by trainings under the same teacher.
+        Shared by trainings with the same teacher.
     """
     model = get_model(config["model"])(config, data.train._dataset).to(config["device"])
     trainer = get_trainer(config)(config, model)
@@ -92,16 +109,21 @@ def build_trainer(
 def train_model(
     trainer: Any, data: Loaders, after_epoch: Callable[[int, float], None] | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """The trained model of a trainer, and what its model file holds beside the weights.
+    """Train and evaluate the model of a trainer.
 
     Parameters
     ----------
     trainer : StageTrainer
         What `build_trainer` returned.
     data : Loaders
-        With the stage's own training loader.
+        With the training loader of the stage.
     after_epoch : callable, optional
-        Given the epoch, from 0, and the validation metric after each epoch that was validated.
+        Called with the epoch, from 0, and the validation metric after each epoch that was validated.
+
+    Returns
+    -------
+    tuple
+        The trained model, and what its file holds besides the weights.
     """
     config = trainer.config
     results = fit_and_evaluate(trainer, data, config["show_progress"], after_epoch)
@@ -114,5 +136,5 @@ def train_model(
 
 
 def item_tokens(data: Loaders) -> list[str]:
-    """The dataset's own name of each item id; id 0 is padding."""
+    """The token of each item id in the dataset; id 0 is padding."""
     return [str(token) for token in data.dataset.field2id_token[data.dataset.iid_field]]

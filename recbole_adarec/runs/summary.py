@@ -1,8 +1,7 @@
-"""The report of a run: its figures as report.json, and as report.md and report.html for people."""
+"""Puts the figures of a run together, and writes its report: report.json, report.md and report.html."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.search_space.cost import architecture_cost, layers_cost
 from recbole_adarec.report.page import report_html
 from recbole_adarec.report.text import report_markdown
+from recbole_adarec.report.writing import write_result
 from recbole_adarec.runs.run_folder import RunFolder
-from recbole_adarec.storage.files import plain, write_text
 
 REPORT_FORMAT = "recbole-adarec-report/1"
 
@@ -25,20 +24,20 @@ def model_rows(
     data: Loaders,
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """What the report says of each model; their speeds are measured in turn.
+    """Size, speed and accuracy of each model: ``models`` of report.json.
 
     Parameters
     ----------
     models : mapping of str to model
-        In evaluation mode.
+        In evaluation mode, all on one device.
     kinds : mapping of str to str
-        What each model is, where that is not its name.
+        Kind of each model, where it is not its name.
     results : mapping
         ``valid`` and ``test`` metrics of each model.
     data : Loaders
-        The run's.
+        Of the run.
     repeats : int
-        Timed requests of one sequence, for each model.
+        Number of timed requests of one sequence, for each model.
     """
     device = next(next(iter(models.values())).parameters()).device
     rows, longest = timing_rows(data.test._dataset, device)
@@ -58,7 +57,13 @@ def model_rows(
 
 
 def stage_rows(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Seconds and epochs of each stage, from the content of its model file."""
+    """Seconds and epochs of each stage: ``stages`` of report.json.
+
+    Parameters
+    ----------
+    contents : mapping
+        Content of the model file of each stage.
+    """
     return {
         name: {"seconds": round(content["seconds"], 2), "epochs": content["epochs"]}
         for name, content in contents.items()
@@ -66,53 +71,61 @@ def stage_rows(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 
 def run_report(
-    head: Mapping[str, Any],
+    run: Mapping[str, Any],
     contents: Mapping[str, Mapping[str, Any]],
     models: Sequence[Mapping[str, Any]],
     architecture: Architecture,
     choice: Mapping[str, Any],
     teacher: Any,
 ) -> dict[str, Any]:
-    """What report.json holds of a run.
+    """The content of report.json.
 
     Parameters
     ----------
-    head : mapping
+    run : mapping
         ``dataset`` and ``seed``.
     contents : mapping
         Content of the model file of each stage; ``search`` may be missing.
     models : sequence of mapping
         What `model_rows` returned.
     architecture : Architecture
-        The student's.
+        Of the student.
     choice : mapping
-        Content of candidates.json; empty without a choice.
+        Content of candidates.json; empty where no architecture was chosen.
     teacher : AdaRecTeacher
-        The trained one.
+        The trained teacher.
     """
-    searched = None
+    search_row = None
     if "search" in contents:
         search = contents["search"]["search"]
         share = architecture_cost(architecture, search["cost_kind"]) / layers_cost(teacher, search["cost_kind"])
-        searched = {**search, "cost": share, "candidates": choice.get("candidates", [])}
+        search_row = {**search, "cost": share, "candidates": choice.get("candidates", [])}
     stages: dict[str, dict[str, Any]] = stage_rows(contents)
     if choice:
         stages["choice"] = {"seconds": round(choice["seconds"], 2), "epochs": None}
     last = contents["student"]["history"][-1]
     return {
         "format": REPORT_FORMAT,
-        **head,
+        **run,
         "stages": stages,
         "models": list(models),
-        "architecture": {**architecture.to_dict(), "operations": architecture.count(), "search": searched},
-        "teaching": teaching_text(teacher, contents["teacher"]),
+        "architecture": {**architecture.to_dict(), "operations": architecture.count(), "search": search_row},
+        "teaching": recbole_teacher_text(teacher, contents["teacher"]),
         "distillation": last.get("flow")
         and {key: last[key] for key in ("student_layer_weights", "teacher_layer_weights", "flow")},
     }
 
 
-def teaching_text(teacher: Any, content: Mapping[str, Any]) -> str | None:
-    """What a model of RecBole teaches, and its results as RecBole has them; None for our own teachers."""
+def recbole_teacher_text(teacher: Any, content: Mapping[str, Any]) -> str | None:
+    """What is distilled from a model of RecBole, and its results as RecBole ranks; None for other teachers.
+
+    Parameters
+    ----------
+    teacher : AdaRecTeacher
+        The trained teacher.
+    content : mapping
+        Content of its model file.
+    """
     if "as_recbole" not in content:
         return None
     bias, metric = float(teacher.repeat_bias), str(content["config"]["valid_metric"])
@@ -127,7 +140,7 @@ def teaching_text(teacher: Any, content: Mapping[str, Any]) -> str | None:
 def write_report(
     folder: RunFolder,
     report: Mapping[str, Any],
-    history: Mapping[str, Any] | None = None,
+    training_logs: Mapping[str, Any] | None = None,
     operations: Sequence[str] = (),
 ) -> None:
     """Write report.json, report.md and report.html into a run folder.
@@ -135,15 +148,14 @@ def write_report(
     Parameters
     ----------
     folder : RunFolder
-        Where.
+        Of the run.
     report : mapping
-        What report.json holds.
-    history : mapping, optional
+        Content of report.json.
+    training_logs : mapping, optional
         Records of the epochs of each stage.
     operations : sequence of str
-        Candidate operations of the search, in the order of the recorded alpha.
+        Candidate operations of the search, in the order of the recorded α.
     """
-    history = history or {}
-    write_text(folder / "report.json", json.dumps(plain(report), indent=1) + "\n")
-    write_text(folder / "report.md", report_markdown(report, history))
-    write_text(folder / "report.html", report_html(report, history, operations))
+    logs = training_logs or {}
+    documents = {"md": report_markdown(report, logs), "html": report_html(report, logs, operations)}
+    write_result(folder.path, "report", report, documents)

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and checkpoints that hold no code."""
+"""Atomic writing of files, and checkpoints that hold no code."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from recbole_adarec.errors import AdaRecError
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file under a temporary name in the same folder, then rename it.
+    """Write a file atomically: under a temporary name in the same folder, then renamed.
+
+    Missing folders are made.
 
     Raises
     ------
     AdaRecError
-        If the file cannot be written (no space, no permission). What stood there before stays.
+        If the file cannot be written (no space, no permission). An existing file stays unchanged then.
     """
     path = Path(path)
     temporary = None
@@ -30,7 +32,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; a result is as readable as any other file of its user.
+        # mkstemp makes files private; give this one the permissions that open() would.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -44,14 +46,22 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
-    """`write_bytes` for text, in UTF-8."""
+    """Write text in UTF-8, atomically; see `write_bytes`."""
     write_bytes(path, content.encode("utf-8"))
 
 
 def plain(value: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:
-    """The same value in types that ``torch.load(weights_only=True)`` admits: tensors, numbers, text, containers.
+    """Copy of a value that holds only types which ``torch.load(weights_only=True)`` accepts.
 
-    Weights that stand under several names share one copy, in `copies`, and so their place in a file.
+    These are tensors (moved to the CPU), numbers, text, None, lists and dicts. Tuples and sets become lists, numpy
+    scalars become numbers, and everything else becomes its ``str``.
+
+    Parameters
+    ----------
+    value : object
+        The value.
+    copies : dict, optional
+        Tensors copied so far. A weight that occurs under several names is copied, and stored in a file, once.
     """
     copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):
@@ -69,7 +79,7 @@ def plain(value: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:
 
 
 def save_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Save tensors and plain values, atomically."""
+    """Write a checkpoint of tensors and plain values, atomically; see `plain`."""
     buffer = io.BytesIO()
     torch.save(plain(content), buffer)
     write_bytes(path, buffer.getvalue())
@@ -78,34 +88,34 @@ def save_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> No
 def load_checkpoint(
     path: str | os.PathLike[str], device: torch.device | str = "cpu", *, expected: str | None = None
 ) -> dict[str, Any]:
-    """Load a checkpoint without executing what is in it.
+    """Content of a checkpoint, loaded without executing code from the file.
 
     Parameters
     ----------
     path : path-like
-        A file written by `save_checkpoint`.
+        A file that `save_checkpoint` wrote.
     device : torch.device or str
-        Where the tensors go.
+        Device of the loaded tensors.
     expected : str, optional
         The ``format`` entry that the file must have.
 
     Raises
     ------
     AdaRecError
-        If the file is missing, damaged, holds pickled objects, or is of another format.
+        If the file is missing, is damaged, holds pickled objects, or has another format.
     """
     path = Path(path)
     if not path.is_file():
         raise AdaRecError(f"no checkpoint at {path}")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds here; all of them mean the same to the user
+    except Exception as error:  # torch raises exceptions of many types; they all mean the same to the user
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AdaRecError(
             f"{path} is damaged or holds more than tensors and plain values, so it is not loaded ({reason[:120]}); "
             "remove it to have it made again"
         ) from error
     if not isinstance(content, dict) or (expected is not None and content.get("format") != expected):
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise AdaRecError(f"{path} is not a checkpoint of this kind: its format is {found!r}, expected {expected!r}")
+        actual = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise AdaRecError(f"{path} is not a checkpoint of this kind: its format is {actual!r}, expected {expected!r}")
     return content

@@ -1,4 +1,4 @@
-"""Model files of a run: weights and all that is needed to rebuild the model without its dataset."""
+"""Model files: the weights of a model, and what is needed to rebuild it without its dataset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.storage.files import load_checkpoint, save_checkpoint
 
-FORMAT = "recbole-adarec-model/2"  # 1 had no priors, and other layers under the same names
+FORMAT = "recbole-adarec-model/2"  # format 1 had no priors, and other layers under the same names
 
 
 def save_model(path: str | Path, model: torch.nn.Module, config: Any, **extra: Any) -> None:
@@ -19,13 +19,13 @@ def save_model(path: str | Path, model: torch.nn.Module, config: Any, **extra: A
     Parameters
     ----------
     path : path-like
-        Where; what stood there is replaced in one step.
+        The file; an existing one is replaced atomically.
     model : Module
-        One of our models.
+        A model of this package, with the attribute ``n_items``.
     config : recbole.config.Config
-        The configuration that it was built from.
+        The configuration that the model was built from.
     **extra
-        Plain values and tensors kept beside it: results, history, distillation state.
+        Further entries, plain values and tensors: results, training log, state of the distillation.
     """
     save_checkpoint(
         path,
@@ -43,12 +43,21 @@ def save_model(path: str | Path, model: torch.nn.Module, config: Any, **extra: A
 def load_state(
     path: str | Path, device: torch.device | str = "cpu", *, expected: str | tuple[str, ...]
 ) -> dict[str, Any]:
-    """The content of a model file that holds the model `expected`, or one of them.
+    """Content of a model file, as `save_model` wrote it.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    device : torch.device or str
+        Device of the loaded tensors.
+    expected : str or tuple of str
+        Class name that the stored model must have, or several of which it must have one.
 
     Raises
     ------
     AdaRecError
-        If it is missing, damaged, or holds another model.
+        If the file is missing, is damaged, or holds another model.
     """
     content = load_checkpoint(path, device, expected=FORMAT)
     names = (expected,) if isinstance(expected, str) else expected
@@ -58,7 +67,7 @@ def load_state(
 
 
 class StoredConfig(dict[str, Any]):
-    """A stored configuration; like RecBole's, it gives None for what it does not have."""
+    """A stored configuration. Like RecBole's ``Config``, it returns None for a missing key."""
 
     def __missing__(self, key: str) -> None:
         return None

@@ -1,32 +1,28 @@
-"""Finds the default settings in properties/ and files that a user names."""
+"""The default settings in properties/."""
 
 from __future__ import annotations
 
-import re
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.storage.yaml_files import Loader, load_yaml
+from recbole_adarec.storage.yaml_files import load_yaml
 
+_PACKAGE = Path(__file__).parent.parent
 # Installed beside the package's modules; in a checkout beside the package.
-_CANDIDATES = (Path(__file__).parents[1] / "properties", Path(__file__).parents[2] / "properties")
+_CANDIDATES = (_PACKAGE / "properties", _PACKAGE.parent / "properties")
 PROPERTIES = next((folder for folder in _CANDIDATES if folder.is_dir()), _CANDIDATES[0])
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)
 
 
 def find_file(name: str | Path, what: str) -> Path:
-    """A file where the user stands, else in properties/.
+    """The path of a file, looked for in the current folder, then in properties/.
 
     Raises
     ------
     AdaRecError
-        Names both places.
+        If it is in neither; the message names both folders.
     """
     for path in (Path(name), PROPERTIES / name):
         if path.is_file():
@@ -35,21 +31,21 @@ def find_file(name: str | Path, what: str) -> Path:
 
 
 @cache
-def _model_defaults(name: str) -> dict[str, Any]:
-    return load_yaml(PROPERTIES / "model" / f"{name}.yaml")
+def _defaults(name: str) -> dict[str, Any]:
+    return load_yaml(PROPERTIES / name)
 
 
 def model_defaults(name: str) -> dict[str, Any]:
-    """Default settings of one of our models, a fresh copy of properties/model/<name>.yaml."""
-    return dict(_model_defaults(name))
+    """The default settings of one of our models, a fresh copy of properties/model/<name>.yaml."""
+    return deepcopy(_defaults(f"model/{name}.yaml"))
 
 
 def backbone_defaults(backbone: str) -> dict[str, Any]:
-    """What a teacher's backbone has otherwise than properties/model/AdaRecTeacher.yaml says, if anything."""
-    path = PROPERTIES / "backbone" / f"{backbone}.yaml"
-    return load_yaml(path) if path.is_file() else {}
+    """Where a teacher's backbone differs from properties/model/AdaRecTeacher.yaml; empty if nowhere."""
+    name = f"backbone/{backbone}.yaml"
+    return deepcopy(_defaults(name)) if (PROPERTIES / name).is_file() else {}
 
 
 def run_defaults() -> dict[str, Any]:
-    """Default settings of a run, properties/adarec.yaml."""
-    return load_yaml(PROPERTIES / "adarec.yaml")
+    """The default settings of a run, a fresh copy of properties/adarec.yaml."""
+    return deepcopy(_defaults("adarec.yaml"))

@@ -1,9 +1,10 @@
-"""Checkpoints that stock RecBole wrote, read without running anything that is in them.
+"""Reads checkpoints that RecBole wrote, without executing code from them.
 
-RecBole pickles its ``Config`` into every checkpoint, in protocol 4. ``torch.load(weights_only=True)`` reads protocol 2
-alone, and a ``Config`` brings a YAML loader and the model's class with it, so what is in such a file is read here: each
-name that the pickle asks for becomes a `_Recipe`, which notes what it is called with and does nothing. Only when all of
-it is read, and every name in it is one that RecBole writes, are recipes turned into plain values.
+RecBole pickles its ``Config`` into every checkpoint, with protocol 4. ``torch.load(weights_only=True)`` reads only
+protocol 2, and a pickled ``Config`` refers to a YAML loader and to the model's class. This module reads such a file
+itself: every name in the pickle becomes a subclass of `_PickledCall`, which records the arguments of the call and calls
+nothing. When the whole file is read, and every name in it is one that RecBole writes, the recorded calls are converted
+to plain values.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 from recbole_adarec.errors import AdaRecError
 
 _CONFIG = "recbole.config.configurator.Config"
-# What RecBole's checkpoints name, besides tensors and containers: as full names.
+# Full names of everything, besides tensors and containers, that RecBole's checkpoints refer to.
 _ADMITTED = re.compile(
     r"recbole\.config\.configurator\.Config|recbole\.utils\.enum_type\.\w+|recbole\.model\.[\w.]+"
     r"|yaml\.(?:loader|cyaml)\.\w+|recbole_adarec\.settings\.Loader|torch\.(?:device|\w+Storage)"
@@ -41,22 +42,22 @@ _STORAGES = {
 
 
 class RecBoleCheckpoint(NamedTuple):
-    """A trained RecBole model.
+    """Content of a checkpoint that RecBole wrote.
 
     Attributes
     ----------
     path : str
-        Where it was read.
+        The file.
     model : str
         RecBole's name of the model.
     config : dict
-        RecBole's whole configuration, plain values.
+        RecBole's whole configuration as plain values.
     state_dict : dict
         The weights, on the CPU.
     epochs : int
-        Epochs that it was trained.
+        Number of epochs of training.
     best_valid_score : float or None
-        The ``valid_metric`` that RecBole recorded.
+        Best ``valid_metric`` that RecBole recorded; None if there is none.
     """
 
     path: str
@@ -67,25 +68,28 @@ class RecBoleCheckpoint(NamedTuple):
     best_valid_score: float | None
 
 
-class _Refused(Exception):
-    """A name that no checkpoint of RecBole needs."""
+class _NotAdmitted(Exception):
+    """Raised for a name in a pickle that RecBole does not write."""
 
 
-class _Recipe:
-    """What a pickle says to make under a name; a class of its own for each occurrence, so that it leaves no trace."""
+class _PickledCall:
+    """A recorded call from a pickle: the full name of the callable, and its arguments.
+
+    Each name in a pickle gets a new subclass, so that unpickling changes no class that exists elsewhere.
+    """
 
     name = ""
     args: tuple[Any, ...] = ()
     state: Any = None
 
-    def __new__(cls, *args: Any) -> _Recipe:
-        recipe = super().__new__(cls)
-        recipe.args, recipe.items = args, {}
-        return recipe
+    def __new__(cls, *args: Any) -> _PickledCall:
+        call = super().__new__(cls)
+        call.args, call.items = args, {}
+        return call
 
     items: dict[Any, Any]
 
-    def __setitem__(self, key: Any, value: Any) -> None:  # an OrderedDict is filled like this
+    def __setitem__(self, key: Any, value: Any) -> None:  # pickle fills an OrderedDict by this method
         self.items[key] = value
 
     def __setstate__(self, state: Any) -> None:
@@ -93,41 +97,44 @@ class _Recipe:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Python's, in which no name means anything."""
+    """Python's unpickler, with a `_PickledCall` in place of every class and function."""
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if not _ADMITTED.fullmatch(full):
-            raise _Refused(full)
-        return type("_Recipe", (_Recipe,), {"name": full})
+            raise _NotAdmitted(full)
+        return type("_PickledCall", (_PickledCall,), {"name": full})
 
     def persistent_load(self, pid: Any) -> Any:
         return _Storage(pid)
 
 
 class _Storage:
-    """Where the numbers of a tensor are: ``("storage", class, key, device, count)``."""
+    """Reference to the data of a tensor: ``("storage", class, key, device, count)``."""
 
     def __init__(self, pid: Any) -> None:
         kind, storage, key, _, self.count = pid
         self.key = str(key)
         if kind != "storage" or storage.name not in _STORAGES:
-            raise _Refused(str(getattr(storage, "name", kind)))
+            raise _NotAdmitted(str(getattr(storage, "name", kind)))
         self.dtype = _STORAGES[storage.name]
 
 
 def read_checkpoint(path: str | Path) -> RecBoleCheckpoint:
-    """A checkpoint as RecBole writes it, or as RecBole writes it under this package, which has plain values only.
+    """Content of a checkpoint that RecBole wrote, with or without the patches of this package.
+
+    With the patches, RecBole's checkpoints hold plain values only.
 
     Parameters
     ----------
     path : path-like
-        ``saved/<Model>-<time>.pth``.
+        For example ``saved/<Model>-<time>.pth``.
 
     Raises
     ------
     AdaRecError
-        If the file is missing, damaged, no checkpoint of RecBole, or names anything that RecBole does not write.
+        If the file is missing, is damaged, is not a checkpoint of RecBole, or refers to a name that RecBole does not
+        write.
     """
     path = Path(path)
     if not path.is_file():
@@ -138,14 +145,15 @@ def read_checkpoint(path: str | Path) -> RecBoleCheckpoint:
 
 @lru_cache(maxsize=2)
 def _read_cached(path: str, _modified: int, _size: int) -> RecBoleCheckpoint:
+    """`read_checkpoint` for a file in one state: time of modification and size are part of the cache key."""
     try:
         with zipfile.ZipFile(path) as archive:
             content = _load_archive(archive)
-    except _Refused as error:
+    except _NotAdmitted as error:
         raise AdaRecError(
             f"teacher: {path} names {error}, which RecBole does not write into a checkpoint; nothing of it was run"
         ) from error
-    except Exception as error:  # what a damaged pickle raises can be anything
+    except Exception as error:  # a damaged pickle can raise any exception
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise AdaRecError(f"teacher: {path} is damaged, or no checkpoint of RecBole ({reason})") from error
     config, weights = content.get("config"), content.get("state_dict")
@@ -163,44 +171,44 @@ def _read_cached(path: str, _modified: int, _size: int) -> RecBoleCheckpoint:
 
 
 def _load_archive(archive: zipfile.ZipFile) -> dict[str, Any]:
-    """The content of torch's zip format."""
+    """Content of a file in torch's zip format, as plain values and tensors."""
     (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
     folder = pickled.removesuffix("data.pkl")
     order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in archive.namelist() else b"little"
     if order != b"little":
         raise ValueError("its numbers are big-endian")
-    found = _Unpickler(BytesIO(archive.read(pickled))).load()
-    content = _plain(found, lambda key: archive.read(f"{folder}data/{key}"))
+    recorded = _Unpickler(BytesIO(archive.read(pickled))).load()
+    content = _to_plain(recorded, lambda key: archive.read(f"{folder}data/{key}"))
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}")
     return content
 
 
-def _plain(value: Any, data: Callable[[str], bytes]) -> Any:
-    """Plain values of what was read; `data` gives the bytes of a storage."""
-    again = partial(_plain, data=data)
+def _to_plain(value: Any, data: Callable[[str], bytes]) -> Any:
+    """Plain values and tensors from unpickled content; `data` returns the bytes of a storage by its key."""
+    convert = partial(_to_plain, data=data)
     if isinstance(value, dict):
-        return {again(key): again(item) for key, item in value.items()}
+        return {convert(key): convert(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map(again, value))
+        return type(value)(map(convert, value))
     if isinstance(value, (set, frozenset)):
-        return sorted(map(again, value), key=str)
-    if isinstance(value, type) and issubclass(value, _Recipe):
-        return value.name  # a class that is mentioned and not called
-    if isinstance(value, _Recipe):
-        return _build_value(value, again, data)
+        return sorted(map(convert, value), key=str)
+    if isinstance(value, type) and issubclass(value, _PickledCall):
+        return value.name  # a class that is referred to, not called
+    if isinstance(value, _PickledCall):
+        return _build_value(value, convert, data)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise _Refused(f"{type(value).__module__}.{type(value).__name__}")
+    raise _NotAdmitted(f"{type(value).__module__}.{type(value).__name__}")
 
 
-def _build_value(recipe: _Recipe, again: Callable[[Any], Any], data: Callable[[str], bytes]) -> Any:
-    """What a recipe stands for: a container, a tensor, a number, or the words for it."""
-    name, args = recipe.name, recipe.args
-    if name == _CONFIG and isinstance(recipe.state, dict):
-        return again(recipe.state["final_config_dict"])
+def _build_value(call: _PickledCall, convert: Callable[[Any], Any], data: Callable[[str], bytes]) -> Any:
+    """Result of a recorded call: a container, a tensor, a number, or text that names the object."""
+    name, args = call.name, call.args
+    if name == _CONFIG and isinstance(call.state, dict):
+        return convert(call.state["final_config_dict"])
     if name == "collections.OrderedDict":
-        return again(recipe.items)
+        return convert(call.items)
     if name == "torch._utils._rebuild_tensor_v2":
         storage, offset, size, stride = args[:4]
         raw = data(storage.key)
@@ -215,4 +223,4 @@ def _build_value(recipe: _Recipe, again: Callable[[Any], Any], data: Callable[[s
         return str(args[0])
     if name.startswith("recbole.utils.enum_type."):
         return f"{name.rpartition('.')[2]}({args[0]!r})"
-    raise _Refused(name)
+    raise _NotAdmitted(name)

@@ -1,7 +1,8 @@
-"""Reads YAML as RecBole reads it, with nothing executed."""
+"""YAML as RecBole reads it, with nothing executed."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from recbole_adarec.errors import AdaRecError
 
 
 class Loader(yaml.SafeLoader):
-    """Plain values only; ``1e-3`` is a number, as in RecBole's own loader."""
+    """YAML loader of plain values; ``1e-3`` is a number, as in RecBole's own loader."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
 
 
 def parse_value(text: str) -> Any:
@@ -23,12 +31,12 @@ def parse_value(text: str) -> Any:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file; an empty file is an empty mapping.
 
     Raises
     ------
     AdaRecError
-        If the file cannot be read, is no YAML, or holds something else than a mapping.
+        If the file cannot be read, is not YAML, or holds something other than a mapping.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)

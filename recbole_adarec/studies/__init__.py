@@ -1,1 +1,1 @@
-"""Several runs compared: experiments, comparison, benchmark, tuning."""
+"""Studies of several runs or models: experiments, comparison, benchmark, tuning."""

@@ -1,13 +1,11 @@
-"""Models side by side: accuracy with paired significance, size, speed and training time, on the same users."""
+"""Comparison of models on the same users: accuracy with paired significance, size, speed and training time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from recbole_adarec.config.baselines import baseline_config
 from recbole_adarec.config.resolve import full_config, resolve_user_config
@@ -21,10 +19,13 @@ from recbole_adarec.evaluation.profile import count_macs, count_parameters, meas
 from recbole_adarec.evaluation.significance import paired_difference, paired_tests
 from recbole_adarec.interop.baselines import build_baseline, train_baseline
 from recbole_adarec.interop.every_position import EVERY_POSITION_MODELS
+from recbole_adarec.interop.patches import recbole_patches
+from recbole_adarec.memory import use_threads
 from recbole_adarec.model.stored import build_model
+from recbole_adarec.report.writing import write_result
 from recbole_adarec.runs.pipeline import Run
 from recbole_adarec.runs.run_folder import RunFolder
-from recbole_adarec.storage.files import load_checkpoint, plain, write_text
+from recbole_adarec.storage.files import load_checkpoint, plain
 from recbole_adarec.storage.model_files import FORMAT as MODEL_FORMAT
 from recbole_adarec.studies.comparison_tables import (
     EXTRA_MEASURES,
@@ -35,20 +36,21 @@ from recbole_adarec.studies.comparison_tables import (
 )
 
 COMPARISON_FORMAT = "recbole-adarec-comparison/1"
-STAGE_OF = {"AdaRecTeacher": "teacher", "AdaRecStudent": "student"}  # what a run makes; all others are trained alone
+# Models that a run of the pipeline trains, and their stages there; all others are trained by themselves.
+RUN_STAGES = {"AdaRecTeacher": "teacher", "AdaRecStudent": "student"}
 
 
-class Entry(NamedTuple):
-    """A trained model.
+class TrainedModel(NamedTuple):
+    """A trained model with its metrics and what its training took.
 
     Attributes
     ----------
     model : Module
-        In evaluation mode.
+        The model, in evaluation mode.
     results : dict
-        ``valid`` and ``test``: RecBole's metrics.
+        RecBole's metrics of ``valid`` and ``test``.
     training : dict
-        ``seconds``, ``epochs``, and ``how``: a key of `TRAINED`.
+        ``seconds``, ``epochs``, and ``how``: a key of `recbole_adarec.studies.comparison_tables.TRAINED`.
     """
 
     model: Any
@@ -57,53 +59,64 @@ class Entry(NamedTuple):
 
 
 class Comparison:
-    """A folder with a file for each model, which the same command continues and which more models may join.
+    """Trains and compares models in a folder, which the same command continues; more models can be added.
 
     Parameters
     ----------
     values : dict
-        What `recbole_adarec.config.resolve_user_config.resolve_user_config` returned.
+        What `recbole_adarec.config.resolve.resolve_user_config` returned.
     folder : path-like
-        ``<name>.pth`` is a model; ``run/`` is the run that makes `AdaRecTeacher` and `AdaRecStudent`.
+        Folder of the files: ``<name>.pth`` is a model, ``run/`` is the run that trains `AdaRecTeacher` and
+        `AdaRecStudent`.
     fast : bool
-        Train the models of `recbole_adarec.baselines.EVERY_POSITION_MODELS` on every position of windows.
+        Train the models of `recbole_adarec.interop.every_position.EVERY_POSITION_MODELS` on every position of windows.
+
+    Raises
+    ------
+    AdaRecError
+        If the folder holds a comparison of other values.
     """
 
     def __init__(self, values: dict[str, Any], folder: str | Path, fast: bool = False) -> None:
-        if values["threads"]:
-            torch.set_num_threads(values["threads"])
+        use_threads(values["threads"])
         self.values, self.fast = values, fast
         self.config = stage_config(values, "teacher")
         self.data = load_data(self.config)
         self.folder = RunFolder(folder, full_config(values))
 
+    @recbole_patches()
     def run(self, names: Sequence[str], reference: str) -> dict[str, Any]:
-        """Train what is not there, evaluate, and measure all models in turn.
+        """Train the models that have no file yet, evaluate all, and measure their speed in turn.
 
         Parameters
         ----------
         names : sequence of str
-            `AdaRecTeacher`, `AdaRecStudent`, or names of RecBole models and of registered ones.
+            `AdaRecTeacher`, `AdaRecStudent`, `CpRec`, or names of sequential models of RecBole.
         reference : str
-            One of them, with which the others are compared.
+            The one that the others are compared with.
 
         Returns
         -------
         dict
-            What ``compare.json`` holds.
+            Content of compare.json.
+
+        Raises
+        ------
+        AdaRecError
+            If RecBole has no such model, or a model reads histories of another length.
         """
-        configs = {name: self._config(name) for name in names if name not in STAGE_OF}
+        configs = {name: self._config(name) for name in names if name not in RUN_STAGES}
         with self.folder.recording():
-            entries = self._from_run([name for name in names if name in STAGE_OF])
-            entries |= {name: self._alone(name, config) for name, config in configs.items()}
-        entries = {name: entries[name] for name in names}
+            trained = self._run_models([name for name in names if name in RUN_STAGES])
+            trained |= {name: self._single_model(name, config) for name, config in configs.items()}
+        trained = {name: trained[name] for name in names}
+        models = {name: entry.model for name, entry in trained.items()}
         k = self.config["topk"][0]
         scores = {
-            name: {"valid": user_scores(of.model, self.data.valid, k), "test": user_scores(of.model, self.data.test, k)}
-            for name, of in entries.items()
+            name: {"valid": user_scores(model, self.data.valid, k), "test": user_scores(model, self.data.test, k)}
+            for name, model in models.items()
         }
         rows, longest = timing_rows(self.data.test._dataset, self.config["device"])
-        models = {name: entry.model for name, entry in entries.items()}
         speed = measure_speed(models, rows, self.values["latency_repeats"])
         return {
             "format": COMPARISON_FORMAT,
@@ -120,15 +133,15 @@ class Comparison:
                     "macs_per_sequence": count_macs(entry.model, longest),
                     **speed[name],
                     **{
-                        part: entry.results[part] | {m: float(getattr(of, m).mean()) for m in EXTRA_MEASURES}
-                        for part, of in scores[name].items()
+                        part: entry.results[part] | {m: float(getattr(part_scores, m).mean()) for m in EXTRA_MEASURES}
+                        for part, part_scores in scores[name].items()
                     },
                 }
-                for name, entry in entries.items()
+                for name, entry in trained.items()
             ],
             "significance": [
                 {"model": name, "measure": measure}
-                | paired_row(scores[name]["test"], scores[reference]["test"], measure)
+                | significance_row(scores[name]["test"], scores[reference]["test"], measure)
                 for name in names
                 if name != reference
                 for measure in MEASURES
@@ -144,8 +157,8 @@ class Comparison:
     def _on_every_position(self, name: str) -> bool:
         return self.fast and name in EVERY_POSITION_MODELS
 
-    def _from_run(self, names: Sequence[str]) -> dict[str, Entry]:
-        """The models of a run of the pipeline, which stops after the teacher where no student is asked for."""
+    def _run_models(self, names: Sequence[str]) -> dict[str, TrainedModel]:
+        """The models of a run of the pipeline; the run stops after the teacher if the student is not among them."""
         if not names:
             return {}
         run = Run(RunConfig(self.values | {"baselines": [], "run_dir": str(self.folder / "run")}))
@@ -153,19 +166,19 @@ class Comparison:
         seconds = [content["seconds"] for content in contents.values()]
         if (choice := self.folder / "run" / "candidates.json").is_file():
             seconds.append(json.loads(choice.read_text(encoding="utf-8"))["seconds"])
-        entries = {}
+        trained = {}
         for name in names:
-            content = contents[STAGE_OF[name]]
+            content = contents[RUN_STAGES[name]]
             spent = sum(seconds) if name == "AdaRecStudent" else content["seconds"]
-            entries[name] = Entry(
+            trained[name] = TrainedModel(
                 build_model(content, self.config["device"]),
                 {part: content[part] for part in ("valid", "test")},
                 {"seconds": spent, "epochs": content["epochs"], "how": "here"},
             )
-        return entries
+        return trained
 
-    def _alone(self, name: str, config: Any) -> Entry:
-        """A model with a file of its own."""
+    def _single_model(self, name: str, config: Any) -> TrainedModel:
+        """A model that is trained by itself, unless its file is in the folder."""
         fast = self._on_every_position(name)
         path = self.folder / f"{name}{'-every-position' if fast else ''}.pth"
         if not path.is_file():
@@ -174,7 +187,7 @@ class Comparison:
         content = load_checkpoint(path, expected=MODEL_FORMAT)
         model = build_baseline(config, self.data, fast)
         model.load_state_dict(content["state_dict"])
-        return Entry(
+        return TrainedModel(
             model.to(config["device"]).eval(),
             {part: content[part] for part in ("valid", "test")},
             {
@@ -185,13 +198,28 @@ class Comparison:
         )
 
 
-def paired_row(ours: UserScores, theirs: UserScores, measure: str) -> dict[str, Any]:
-    """The paired difference of a measure, `ours` minus `theirs`, with its interval and p-values."""
-    pair = getattr(ours, measure), getattr(theirs, measure)
+def significance_row(scores: UserScores, reference: UserScores, measure: str) -> dict[str, Any]:
+    """The paired difference of a measure over the same users, `scores` minus `reference`.
+
+    Parameters
+    ----------
+    scores, reference : UserScores
+        Of two models on the same U users.
+    measure : str
+        A key of `recbole_adarec.studies.comparison_tables.MEASURES`.
+
+    Returns
+    -------
+    dict
+        ``mean``; ``low`` and ``high`` of the 95 % interval; ``t_test_p`` and ``wilcoxon_p``, None if the test does not
+        apply.
+    """
+    pair = getattr(scores, measure), getattr(reference, measure)
     tests = paired_tests(*pair)
     return {**paired_difference(*pair)._asdict(), "t_test_p": tests.t_test, "wilcoxon_p": tests.wilcoxon}
 
 
+@recbole_patches()
 def run_comparison(
     models: Sequence[str],
     config_files: list[str],
@@ -201,25 +229,25 @@ def run_comparison(
     fast_baselines: bool = False,
     output: str = "compare",
 ) -> dict[str, Any]:
-    """Compare models and write the tables beside their files.
+    """Compare models, and write compare.json, .md, .tex and .html beside their files.
 
     Parameters
     ----------
     models : sequence of str
         Names as in `Comparison.run`.
     config_files, overrides
-        As in `recbole_adarec.config.resolve_user_config.resolve_user_config`.
+        As in `recbole_adarec.config.resolve.resolve_user_config`.
     reference : str, optional
-        The model that the others are compared with: `AdaRecStudent`, or the first one where it is missing.
+        The model that the others are compared with; `AdaRecStudent` by default, the first model if that is missing.
     fast_baselines : bool
-        As `fast` of `Comparison`.
+        Train causal models of RecBole on every position of windows, as `fast` of `Comparison`.
     output : str
-        The folder; one of its own for each dataset is made in it.
+        The folder; each dataset has a folder in it.
 
     Returns
     -------
     dict
-        What ``compare.json`` holds.
+        Content of compare.json.
 
     Raises
     ------
@@ -235,16 +263,14 @@ def run_comparison(
     for key in ("run_dir", "baselines", "nproc", "world_size"):
         if key in overrides:
             raise AdaRecError(f"compare: leave out {key}; it trains in one process, into the folder --output=")
-    alone = [name for name in names if name not in STAGE_OF]
-    values = resolve_user_config(None, config_files, overrides | {"baselines": alone})
+    baselines = [name for name in names if name not in RUN_STAGES]
+    values = resolve_user_config(None, config_files, overrides | {"baselines": baselines})
     folder = Path(output) / values["dataset"]
-    found: dict[str, Any] = plain(Comparison(values, folder, fast_baselines).run(names, reference))
-    writers: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "md": comparison_markdown,
-        "tex": comparison_latex,
-        "html": comparison_html,
+    comparison: dict[str, Any] = plain(Comparison(values, folder, fast_baselines).run(names, reference))
+    documents = {
+        "md": comparison_markdown(comparison),
+        "tex": comparison_latex(comparison),
+        "html": comparison_html(comparison),
     }
-    write_text(folder / "compare.json", json.dumps(found, indent=1) + "\n")
-    for ending, write in writers.items():
-        write_text(folder / f"compare.{ending}", write(found))
-    return found
+    write_result(folder, "compare", comparison, documents)
+    return comparison

@@ -1,4 +1,4 @@
-"""How far item table and layers can be compressed: CpRec against NextItNet, and AdaRec with either item table."""
+"""Experiments on model size: CpRec against NextItNet, and AdaRec's student with a full and an adaptive item table."""
 
 from __future__ import annotations
 
@@ -6,79 +6,95 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from tabulate import tabulate
+from torch import Tensor
 
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.config.schema import MODELS
 from recbole_adarec.config.stages import stage_config
 from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.evaluation.profile import count_parameters
+from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.residual_blocks import LAYER_SHARING
 from recbole_adarec.model.stored import load_model
 from recbole_adarec.runs.single_model import ModelRun
 from recbole_adarec.storage.files import load_checkpoint, save_checkpoint
 from recbole_adarec.studies.arms import (
-    PAIRED_METRICS,
     USERS_FORMAT,
     Arm,
     ArmResult,
     ArmStudy,
     compare_arms,
-    difference_text,
-    mean_text,
+    paired_scores,
     select_arms,
+    stacked_scores,
 )
 
 NEXTITNET = "NextItNet"
-GROWTHS = (1.0, 2.0, 4.0)  # item_block_growth,
-FACTORS = (2.0, 4.0)  # and item_width_factor
-BUDGETS = (0.25, 0.0625)  # total_budget, besides the default
+# Values that the arms of cprec take besides the defaults.
+GROWTHS = (1.0, 2.0, 4.0)  # item_block_growth
+FACTORS = (2.0, 4.0)  # item_width_factor
+BUDGETS = (0.25, 0.0625)  # total_budget
 
 
 class ModelStudy(ArmStudy):
-    """Arms that are one model each: the key ``model`` of an arm's values names it."""
+    """Runs arms that train one model each, without search or student; the value ``model`` of an arm names it.
+
+    Parameters as of `ArmStudy`.
+    """
 
     @staticmethod
-    def complete(values: dict[str, Any], given: Sequence[tuple[str, str]] = ()) -> None:
-        """Finish the run of a model and write what it does for each user beside it."""
+    @recbole_patches()
+    def run_job(values: dict[str, Any], reused: Sequence[tuple[str, str]] = ()) -> None:
+        """Train a model, and write the scores of each user beside it, as ``users.pth``.
+
+        Parameters
+        ----------
+        values : dict
+            Values of the run, its folder, its seed and ``model`` among them.
+        reused : sequence of (str, str)
+            Empty: these arms reuse nothing.
+        """
         stage = next(stage for stage, model in MODELS.items() if model == values["model"])
         run = ModelRun(RunConfig(values), stage)
         trained = run.execute()
         path, config = run.folder / f"{stage}.pth", run.config.stage(stage)
         model = load_model(path, config["device"], expected=MODELS[stage])
-        found = {"valid": user_scores(model, run.data.valid), "test": user_scores(model, run.data.test)}
+        scores = {"valid": user_scores(model, run.data.valid), "test": user_scores(model, run.data.test)}
         save_checkpoint(
             run.folder / "users.pth",
             {
                 "format": USERS_FORMAT,
                 "values": values,
-                "test_user": found["test"].user,
-                "scores": {
-                    part: {metric: getattr(of, metric) for metric in PAIRED_METRICS} for part, of in found.items()
-                },
+                "test_user": scores["test"].user,
+                "scores": {part: paired_scores(part_scores) for part, part_scores in scores.items()},
                 "parameters": count_parameters(model),
-                "bytes": state_bytes(path),
+                "bytes": weights_bytes(path),
                 "seconds": trained["seconds"],
             },
         )
 
-    def content(self, arm: str) -> list[dict[str, Any]]:
-        """What was written of an arm, for each seed."""
-        return [load_checkpoint(self.path(seed, arm) / "users.pth", expected=USERS_FORMAT) for seed in self.seeds]
-
-    def _load(self, arm: str) -> ArmResult:
-        contents = self.content(arm)
-        scores = {
-            part: {metric: torch.stack([c["scores"][part][metric] for c in contents]) for metric in PAIRED_METRICS}
-            for part in ("valid", "test")
-        }
-        total, layers = ([c["parameters"][of] for c in contents] for of in ("total", "layers"))
-        return ArmResult(scores, {}, total, layers, [], [])
+    def _result(self, arm: str) -> ArmResult:
+        contents = self.contents(arm)
+        parameters = [content["parameters"] for content in contents]
+        return size_result(stacked_scores([content["scores"] for content in contents]), parameters)
 
 
-def state_bytes(path: Path) -> int:
-    """Size of a model file with its weights alone: no history, no item names."""
+def size_result(scores: dict[str, dict[str, Tensor]], parameters: Sequence[Mapping[str, int]]) -> ArmResult:
+    """The result of an arm without teacher and architecture.
+
+    Parameters
+    ----------
+    scores : dict
+        ``valid`` and ``test``, each metric ``[R, U]``.
+    parameters : sequence of mapping
+        For each seed what `count_parameters` returned.
+    """
+    total, layers = ([count[key] for count in parameters] for key in ("total", "layers"))
+    return ArmResult(scores, {}, total, layers, [], [])
+
+
+def weights_bytes(path: Path) -> int:
+    """Bytes that a model file takes with its configuration and weights alone, without training log and item tokens."""
     content = load_checkpoint(path)
     temporary = path.with_suffix(".weights")
     try:
@@ -89,11 +105,17 @@ def state_bytes(path: Path) -> int:
 
 
 def cprec_arms(values: Mapping[str, Any]) -> list[Arm]:
-    """NextItNet, CpRec with its defaults, every other sharing of layers, and other cuts of the catalog."""
+    """Arms of the experiment ``cprec``: NextItNet, CpRec, every other sharing of layers, and other blocks of items.
+
+    Parameters
+    ----------
+    values : mapping
+        What `recbole_adarec.config.resolve.resolve_user_config` returned.
+    """
     config = stage_config(dict(values), "cprec")
     arms = [Arm(NEXTITNET, {"model": "AdaRecTeacher", "backbone": NEXTITNET}), Arm("CpRec", {"model": "CpRec"})]
     changes: dict[str, dict[str, Any]] = {
-        # What is shared less leaves nothing for the items: these have whole rows, in codes of one channel.
+        # With less sharing the layers leave no parameters for the items: full rows, with a code for each channel.
         **{
             f"sharing {name}": {"layer_sharing": name, "item_width_factor": 1.0, "item_codes": 1}
             for name in LAYER_SHARING if name != config["layer_sharing"]
@@ -113,94 +135,86 @@ def cprec_arms(values: Mapping[str, Any]) -> list[Arm]:
 
 
 def cprec(study: ArmStudy, only: Sequence[str] = ()) -> dict[str, Any]:
-    """CpRec, its sharing schemes and cuts of the catalog, against the NextItNet that they compress.
+    """CpRec, its sharing schemes and its blocks of items, against the NextItNet that they compress.
 
     Parameters
     ----------
-    study : Study
-        Where the runs are.
+    study : ArmStudy
+        Values, seeds and workers; the runs are in ``models/`` beside its folder.
     only : sequence of str
         Arms to run beside NextItNet; all by default.
+
+    Returns
+    -------
+    dict
+        What `compare_arms` returns, with sizes and training seconds.
+
+    Raises
+    ------
+    AdaRecError
+        If no arm has one of the names.
     """
     models = ModelStudy(study.values, study.seeds, study.folder.with_name("models"), study.workers)
     results = models.run(select_arms(cprec_arms(study.values), only and [NEXTITNET, *only]))
-    found = compare_arms(results, NEXTITNET)
-    for name in results:
-        contents = models.content(name)
-        found["arms"][name] |= mean_sizes([c["parameters"] for c in contents], [c["bytes"] for c in contents])
-        found["arms"][name]["seconds"] = [c["seconds"] for c in contents]
-    return found
+    comparison = compare_arms(results, NEXTITNET)
+    for name, row in comparison["arms"].items():
+        contents = models.contents(name)
+        row |= mean_sizes([c["parameters"] for c in contents], [c["bytes"] for c in contents])
+        row["seconds"] = [c["seconds"] for c in contents]
+    return comparison
 
 
 def item_tables(study: ArmStudy) -> dict[str, Any]:
-    """AdaRec's student with a full table, with an adaptive one, and with a full one as small as that.
+    """AdaRec's student with a full item table, with an adaptive one, and with a full one of the adaptive one's size.
 
-    All under the same teacher; each with a search of its own. The hidden size of the third is the one whose item table
-    and layers together come closest to the adaptive student's.
+    All have the same teacher, and each its own search. The hidden size of the third is the one at which item table and
+    layers together come closest to the adaptive student's parameters.
+
+    Parameters
+    ----------
+    study : ArmStudy
+        Runs the arms.
+
+    Returns
+    -------
+    dict
+        What `compare_arms` returns, with sizes, and a row for the teacher.
     """
     results = study.run([Arm("full", {})])
-    given = (("teacher", "full"),)
-    results |= study.run([Arm("adaptive", {"item_table": "adaptive"}, given)])
-    of = {name: _students(study, name) for name in results}
-    wanted = sum(p["total"] for p, _ in of["adaptive"]) / len(study.seeds)
-    full, size = of["full"][0][0], results["full"].architectures[0].hidden_size
-    # The table grows with C and the layers with its square.
-    smaller = min(
-        range(1, size), key=lambda c: abs(full["item_table"] * c / size + full["layers"] * (c / size) ** 2 - wanted)
-    )
-    name = f"full, {smaller} channels"
-    results |= study.run([Arm(name, {"search_hidden_size": smaller, "candidate_sizes": None}, given)])
-    of[name] = _students(study, name)
-    found = compare_arms(results, "adaptive")
-    for name, size_table in of.items():
-        found["arms"][name] |= mean_sizes([p for p, _ in size_table], [size for _, size in size_table])
-    teachers = [study.path(seed, "full") / "teacher.pth" for seed in study.seeds]
-    counted = [count_parameters(load_model(path, expected="AdaRecTeacher")) for path in teachers]
-    total, layers = ([p[of] for p in counted] for of in ("total", "layers"))
-    teacher = ArmResult(results["full"].teacher, {}, total, layers, [], [])
-    of_teacher = compare_arms({"teacher": teacher, "adaptive": results["adaptive"]}, "adaptive")["arms"]["teacher"]
-    found["arms"]["teacher"] = of_teacher | mean_sizes(counted, [state_bytes(path) for path in teachers])
-    return found
+    same_teacher = (("teacher", "full"),)
+    results |= study.run([Arm("adaptive", {"item_table": "adaptive"}, same_teacher)])
+    full = _count_students(study, "full")[0]
+    adaptive_total = sum(count["total"] for count in _count_students(study, "adaptive")) / len(study.seeds)
+    size = results["full"].architectures[0].hidden_size
+
+    def distance(channels: int) -> float:
+        share = channels / size  # the table grows with C and the layers with its square
+        return abs(full["item_table"] * share + full["layers"] * share**2 - adaptive_total)
+
+    smaller = min(range(1, size), key=distance)
+    values = {"search_hidden_size": smaller, "candidate_sizes": None}
+    results |= study.run([Arm(f"full, {smaller} channels", values, same_teacher)])
+    comparison = compare_arms(results, "adaptive")
+    for name, row in comparison["arms"].items():
+        files = [study.path(seed, name) / "student.pth" for seed in study.seeds]
+        row |= mean_sizes(_count_students(study, name), [weights_bytes(file) for file in files])
+    files = [study.path(seed, "full") / "teacher.pth" for seed in study.seeds]
+    counts = [count_parameters(load_model(file, expected="AdaRecTeacher")) for file in files]
+    teacher = size_result(results["full"].teacher_scores, counts)
+    row = compare_arms({"teacher": teacher, "adaptive": results["adaptive"]}, "adaptive")["arms"]["teacher"]
+    comparison["arms"]["teacher"] = row | mean_sizes(counts, [weights_bytes(file) for file in files])
+    return comparison
 
 
-def _students(study: ArmStudy, arm: str) -> list[tuple[dict[str, int], int]]:
-    paths = [study.path(seed, arm) / "student.pth" for seed in study.seeds]
-    return [(count_parameters(load_model(path, expected="AdaRecStudent")), state_bytes(path)) for path in paths]
+def _count_students(study: ArmStudy, arm: str) -> list[dict[str, int]]:
+    """For each seed what `count_parameters` returns of an arm's student."""
+    files = [study.path(seed, arm) / "student.pth" for seed in study.seeds]
+    return [count_parameters(load_model(file, expected="AdaRecStudent")) for file in files]
 
 
-def mean_sizes(parameters: Sequence[Mapping[str, int]], files: Sequence[int]) -> dict[str, Any]:
-    """Mean parameters, item table and layers apart, and mean bytes of the weights' file."""
+def mean_sizes(parameters: Sequence[Mapping[str, int]], file_bytes: Sequence[int]) -> dict[str, Any]:
+    """Means over the seeds: parameters in all, of item table and layers, and bytes of the file of the weights."""
     return {
-        "parameters": {key: sum(p[key] for p in parameters) / len(parameters) for key in parameters[0]},
-        "file_bytes": sum(files) / len(files),
+        "parameters": {key: sum(count[key] for count in parameters) / len(parameters) for key in parameters[0]},
+        "file_bytes": sum(file_bytes) / len(file_bytes),
     }
-
-
-def accuracy_parameters_points(found: Mapping[str, Any]) -> dict[str, list[tuple[str, float, float]]]:
-    """For each metric the arms' names, parameters in all and test results."""
-    return {
-        words: [(name, arm["parameters"]["total"], arm["test"][m]["mean"]) for name, arm in found["arms"].items()]
-        for m, words in PAIRED_METRICS.items()
-    }
-
-
-def size_table(found: Mapping[str, Any]) -> str:
-    """The table of an experiment on sizes, as Markdown; the largest model first."""
-    arms = sorted(found["arms"].items(), key=lambda item: -item[1]["parameters"]["total"])
-    largest = arms[0][1]
-    lines = []
-    for name, arm in arms:
-        of = arm["parameters"]
-        line = {
-            "": name, "parameters": f"{of['total']:,.0f}", "item table": f"{of['item_table']:,.0f}",
-            "layers": f"{of['layers']:,.0f}", "times fewer": f"{largest['parameters']['total'] / of['total']:.1f}",
-            "weights, kB": f"{arm['file_bytes'] / 1000:,.0f}",
-        }  # fmt: skip
-        for metric, words in PAIRED_METRICS.items():
-            line[words] = mean_text(arm["test"][metric])
-            if metric == "ndcg":
-                line["ratio"] = f"{arm['test'][metric]['mean'] / largest['test'][metric]['mean']:.3f}"
-            if "against_reference" in arm:
-                line[f"{words}, difference"] = difference_text(arm["against_reference"][metric])
-        lines.append(line)
-    return tabulate(lines, headers="keys", tablefmt="pipe", missingval="–", disable_numparse=True)

@@ -1,4 +1,4 @@
-"""Training under a teacher: what the search and the student's training have in common."""
+"""Training by distillation: the base of the trainers of supernet and student."""
 
 from __future__ import annotations
 
@@ -21,14 +21,30 @@ from recbole_adarec.trainer.base import Batch, StageTrainer
 
 
 class DistillationTrainer(StageTrainer):
-    """A trainer whose loss is that of a `Distiller` under ``teacher_path``, or cross entropy alone.
+    """A trainer whose loss is that of a `Distiller`, or cross entropy alone.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        ``teacher_path``, ``init_from_teacher``, ``teacher_cache_mb`` and the keys of `Distiller`.
+    model : CellStack
+        The supernet or the student.
 
     Attributes
     ----------
+    teacher : AdaRecTeacher or None
+        None without ``teacher_path`` or with ``gamma: 0``.
     distiller : Distiller or None
-        None with ``gamma: 0`` or without a teacher.
-    teacher_outputs : TeacherOutputs
-        Those of other trainings under the same teacher on the same data may take its place.
+        None without a teacher.
+    teacher_outputs : TeacherOutputCache
+        May be replaced by a cache that several trainings with the same teacher and data share.
+    outputs : LiveTeacher or CachedTeacher or None
+        Source of the teacher's outputs for a batch; set by `fit`.
+
+    Raises
+    ------
+    AdaRecError
+        If the teacher knows other items than the dataset has.
     """
 
     def __init__(self, config: Any, model: Any) -> None:
@@ -44,13 +60,14 @@ class DistillationTrainer(StageTrainer):
                 config, model.hidden_size, len(model.cells), self.teacher.hidden_size, self.teacher.distilled_layers,
                 self.teacher.item_table.matrix, float(self.teacher.repeat_bias), self.teacher.item_embeddings,
             ).to(self.device)  # fmt: skip
-            if config["repeat_bias"] is None:  # until the model's own has been fitted
+            if config["repeat_bias"] is None:  # until that of the model has been fitted
                 model.repeat_bias.copy_(self.teacher.repeat_bias)
             if config["init_from_teacher"]:
                 self.distiller.start_from_teacher(model.item_table)
-        self.optimizer = self._build_optimizer(params=self.trained_weights())
+        self.optimizer = self._build_optimizer(params=self.trained_parameters())
 
     def _load_teacher(self, path: str) -> AdaRecTeacher:
+        """The teacher of a model file, frozen and in evaluation mode."""
         teacher = load_model(path, self.device, expected="AdaRecTeacher")
         if teacher.n_items != self.model.n_items:
             raise AdaRecError(
@@ -59,28 +76,36 @@ class DistillationTrainer(StageTrainer):
             )
         return teacher.eval().requires_grad_(False)
 
-    def model_weights(self) -> list[torch.nn.Parameter]:
-        """Parameters of the model that the optimizer of w updates."""
+    def model_parameters(self) -> list[torch.nn.Parameter]:
+        """The model's parameters that the optimizer of the weights updates."""
         return list(self.model.parameters())
 
-    def trained_weights(self) -> list[torch.nn.Parameter]:
-        """The model's and the distiller's parameters."""
-        return self.model_weights() + ([] if self.distiller is None else list(self.distiller.parameters()))
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        """`model_parameters`, and those of the distiller."""
+        return self.model_parameters() + ([] if self.distiller is None else list(self.distiller.parameters()))
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
-        """RecBole's `fit`, after the teacher has been asked once for every window."""
+        """`StageTrainer.fit`, after the teacher's outputs of all windows are in the cache."""
         if self.teacher is not None and self.distiller is not None and self.outputs is None:
             dataset: WindowDataset = train_data._dataset
-            everywhere = self.distiller.use_output and self.item_loss.mode in ("full", "chunked")
+            full_softmax = self.distiller.use_output and self.item_loss.mode in ("full", "chunked")
             self.outputs = self.teacher_outputs.get(
                 self.teacher, self.distiller.distance, dataset, self.config["teacher_cache_mb"],
-                self.distiller.temperature if everywhere else None, self.model.item_table,
+                self.distiller.temperature if full_softmax else None, self.model.item_table,
             )  # fmt: skip
             distributed.copy_from_first([*self.distiller.parameters(), *self.distiller.buffers()])
         return super().fit(train_data, *args, **kwargs)
 
     def losses(self, encoding: Encoding, batch: Batch) -> Losses:
-        """All losses of a batch that the model encoded as `encoding`."""
+        """Compute all losses of a batch.
+
+        Parameters
+        ----------
+        encoding : Encoding
+            The model's, ``[B, L, C]``.
+        batch : Batch
+            The windows that it encoded.
+        """
         item_seq, targets = batch.interaction[self.model.ITEM_SEQ], batch.interaction[self.model.TARGETS]
         table, bias = self.model.item_table, self.repeat_bias
         if self.distiller is None or self.outputs is None:
@@ -91,12 +116,13 @@ class DistillationTrainer(StageTrainer):
         teacher_targets = self.outputs.targets_of(batch.interaction)
         return self.distiller(encoding, item_seq, targets, table, teacher_targets, self.item_loss, batch.share, bias)
 
-    def move_layer_weights(self, losses: Losses) -> None:
-        """Let u and v follow the costs of a batch."""
+    def update_layer_weights(self, losses: Losses) -> None:
+        """Update the layer weights u and v by the layer distances of a batch."""
         if self.distiller is not None and losses.distances is not None:
             self.distiller.mapping.update(losses.distances)
 
     def epoch_record(self) -> dict[str, Any]:
+        """Layer weights ``[S]`` and ``[T]`` and the flow ``[S, T]`` between the layers; empty without L_hid."""
         if self.distiller is None or not self.distiller.use_hidden:
             return {}
         mapping = self.distiller.mapping
@@ -107,12 +133,14 @@ class DistillationTrainer(StageTrainer):
         }
 
     def training_state(self) -> dict[str, Any]:
+        """The state of the distiller."""
         return {"distillation": self.distillation_state()}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restore what `training_state` returned."""
         if self.distiller is not None:
             self.distiller.load_state_dict(state["distillation"])
 
     def distillation_state(self) -> dict[str, Tensor]:
-        """Projections and layer weights, for the checkpoint of the stage."""
+        """Projections and layer weights, for the model file of the stage."""
         return {} if self.distiller is None else dict(self.distiller.state_dict())

@@ -1,4 +1,4 @@
-"""A training from its first epoch to its results, the same for every model."""
+"""Trains and evaluates any model, from the first epoch to the test result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,24 @@ from recbole_adarec.trainer.base import StageTrainer
 def fit_and_evaluate(
     trainer: Any, data: Loaders, show_progress: bool, after_epoch: Callable[[int, float], None] | None = None
 ) -> dict[str, Any]:
-    """Fit, take the best epoch by the validation metric, and evaluate it; all of it RecBole's own."""
+    """Fit a model, restore its best epoch by the validation metric, and evaluate it.
+
+    Parameters
+    ----------
+    trainer : recbole.trainer.Trainer
+        Of this package or RecBole's.
+    data : Loaders
+        With the training loader of the stage.
+    show_progress : bool
+        Whether to show a progress bar.
+    after_epoch : callable, optional
+        Called with the epoch, from 0, and the validation metric after each epoch that was validated.
+
+    Returns
+    -------
+    dict
+        ``valid`` and ``test``: metrics of the restored model; ``epochs``: how many were trained.
+    """
     path = Path(trainer.saved_model_file)
     try:
         trainer.fit(data.train, data.valid, verbose=True, show_progress=show_progress, callback_fn=after_epoch)

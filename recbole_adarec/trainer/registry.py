@@ -19,6 +19,12 @@ TRAINERS: dict[str, type[Any]] = {
 
 
 def get_trainer(config: Any) -> type[Any]:
-    """The trainer class for the model of a configuration."""
+    """The trainer class for the model of a configuration.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        ``model``, ``MODEL_TYPE``.
+    """
     name = config["model"]
     return TRAINERS[name] if name in TRAINERS else recbole.utils.get_trainer(config["MODEL_TYPE"], name)

@@ -1,8 +1,12 @@
-"""The student's training under the teacher.
+"""Trains the student by distillation.
 
-It starts from new layers and the teacher's item table. The supernet's weights, as the paper has it, have been trained
-with every architecture: measured on Beauty, the same architecture and teacher, from them .0487 of validation NDCG@10
-after 24 epochs, from new ones .0522 after 8.
+Its layers start from new weights and its item table from the teacher's. With ``init_from_supernet`` the layers start
+from the supernet's weights, as in the paper (AdaRec, arXiv 2107.07173); those were trained with every architecture.
+
+Notes
+-----
+Measured on Beauty with the same architecture and teacher, validation NDCG@10: 0.0487 after 24 epochs from the
+supernet's weights, 0.0522 after 8 from new ones.
 """
 
 from __future__ import annotations
@@ -19,23 +23,43 @@ from recbole_adarec.trainer.distillation import DistillationTrainer
 
 
 class AdaRecStudentTrainer(DistillationTrainer):
-    """Trains `AdaRecStudent`, with ``init_from_supernet`` from the supernet's weights of the chosen operations."""
+    """Trains `AdaRecStudent`.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        ``init_from_supernet`` and ``supernet_path``, and the keys of `DistillationTrainer`.
+    model : AdaRecStudent
+        The model to train.
+    """
 
     stage = "student"
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         if config["supernet_path"] and config["init_from_supernet"]:
-            start_from_supernet(model, self.distiller, config["supernet_path"])
+            load_supernet_weights(model, self.distiller, config["supernet_path"])
 
     def batch_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The distillation loss of a batch, and its parts."""
         losses = self.losses(self.model.encode(batch.interaction[self.model.ITEM_SEQ]), batch)
-        self.move_layer_weights(losses)
+        self.update_layer_weights(losses)
         return losses.total, losses.parts
 
 
-def start_from_supernet(student: Any, distiller: Any, path: str) -> None:
-    """Copy the weights that student and supernet have in common, the distiller's projections with them.
+def load_supernet_weights(student: Any, distiller: Any, path: str) -> None:
+    """Load the weights that a student shares with its supernet, and the distiller's projections.
+
+    A student of another hidden size keeps its new weights.
+
+    Parameters
+    ----------
+    student : AdaRecStudent
+        Its weights are overwritten.
+    distiller : Distiller or None
+        The student's.
+    path : str
+        Model file of the supernet.
 
     Raises
     ------
@@ -43,12 +67,12 @@ def start_from_supernet(student: Any, distiller: Any, path: str) -> None:
         If the supernet does not hold the student's architecture.
     """
     checkpoint = load_state(path, expected="AdaRecSupernet")
-    if checkpoint["config"]["hidden_size"] != student.hidden_size:  # validation preferred another size
-        getLogger().info("the student has another hidden size than the supernet and starts without its weights")
+    if checkpoint["config"]["hidden_size"] != student.hidden_size:  # as chosen on the validation data
+        getLogger().info("the student has another hidden size than the supernet and starts from new weights")
         return
-    chosen = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in student.state_dict()}
+    shared = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in student.state_dict()}
     try:
-        student.load_state_dict(chosen)
+        student.load_state_dict(shared)
         if distiller is not None and checkpoint["distillation"]:
             distiller.load_state_dict(checkpoint["distillation"])
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The teacher's training: cross entropy of the next (or, for BERT4Rec, the masked) item."""
+"""Trains the teacher, and `CpRec`, by cross entropy of the next (for BERT4Rec: the masked) item."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class AdaRecTeacherTrainer(StageTrainer):
     stage = "teacher"
 
     def batch_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The cross entropy of a batch; it has no parts."""
         model, interaction = self.model, batch.interaction
         states, labels, before = model.training_states(interaction[model.ITEM_SEQ], interaction[model.TARGETS])
         seen = SeenItems(before, self.repeat_bias) if self.repeat_bias else None
@@ -28,7 +29,22 @@ class AdaRecTeacherTrainer(StageTrainer):
 
 
 def evaluate_recbole_model(config: Any, model: Any, data: Loaders) -> dict[str, dict[str, float]]:
-    """``valid`` and ``test`` results of a stock model, by RecBole's own evaluation."""
+    """Metrics of a RecBole model by RecBole's own evaluation.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        Of the stage.
+    model : RecBoleTeacher
+        On the configuration's device.
+    data : Loaders
+        The validation and the test part are evaluated.
+
+    Returns
+    -------
+    dict
+        ``valid`` and ``test``: value by metric.
+    """
     trainer = Trainer(config, model)
     trainer.eval_collector = GatheringCollector(config)
     trainer.eval_collector.data_collect(data.train)

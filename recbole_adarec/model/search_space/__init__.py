@@ -1,1 +1,1 @@
-"""The search space: operations, cells, architectures and what they cost."""
+"""The search space: operations, cells, architectures and their costs."""

@@ -1,4 +1,4 @@
-"""The architecture of a student: an immutable value with a YAML form, the only thing that search hands to training."""
+"""The architecture of a student, an immutable value with a YAML form: the one result of the search."""
 
 from __future__ import annotations
 
@@ -18,20 +18,28 @@ FORMAT = "recbole-adarec-architecture/1"
 
 
 def edges(nodes: int) -> list[tuple[int, int]]:
-    """The edges ``(i, j)`` of a cell: node j = 1..`nodes` receives one from every earlier node i, 0 is the input."""
+    """Edges ``(i, j)`` of a cell, in the order used everywhere.
+
+    Node 0 is the input of the cell. Each node j = 1..`nodes` receives an edge from every earlier node i.
+    """
     return [(i, j) for j in range(1, nodes + 1) for i in range(j)]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One operation for each edge of each cell (AdaRec, arXiv 2107.07173, section 3.2).
+    """An operation for each edge of each cell, and the hidden size (AdaRec, arXiv 2107.07173, section 3.2).
 
     Attributes
     ----------
     hidden_size : int
         Channels C of the student.
     cells : tuple of tuple of str
-        For each cell the operations of its edges, in the order of `edges`.
+        Names of the operations, for each of S cells those of its E edges in the order of `edges`.
+
+    Raises
+    ------
+    AdaRecError
+        If there is no cell, cells differ in their number of edges, or an operation is unknown or not causal.
     """
 
     hidden_size: int
@@ -50,16 +58,16 @@ class Architecture:
 
     @property
     def nodes(self) -> int:
-        """Computed nodes of a cell."""
+        """Number of computed nodes of a cell (its input is not one)."""
         return next(n for n in range(1, 65) if len(edges(n)) == len(self.cells[0]))
 
     def count(self) -> dict[str, int]:
-        """How often each operation occurs, over all cells."""
-        found = Counter(name for cell in self.cells for name in cell)
-        return {name: found[name] for name in OPERATIONS if found[name]}
+        """Number of occurrences of each operation in all cells, without those that do not occur."""
+        counts = Counter(name for cell in self.cells for name in cell)
+        return {name: counts[name] for name in OPERATIONS if counts[name]}
 
     def to_dict(self) -> dict[str, Any]:
-        """The YAML form: node j of a cell is the list of the operations on its edges from nodes 0..j-1."""
+        """The YAML form. Node j of a cell is the list of the operations on its edges from nodes 0..j-1."""
         return {
             "format": FORMAT,
             "hidden_size": self.hidden_size,
@@ -71,16 +79,23 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "architecture") -> Architecture:
-        """Read the YAML form; ``share_cells: n`` with one cell stands for n equal cells.
+        """Architecture from its YAML form. One cell with ``share_cells: n`` stands for n equal cells.
+
+        Parameters
+        ----------
+        content : dict
+            The YAML form, see `to_dict`.
+        where : str
+            Source of the content, for error messages.
 
         Raises
         ------
         AdaRecError
-            Names what is missing or wrong.
+            If an entry is missing, unknown or wrong.
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise AdaRecError(f"{where}: format is {found!r}, expected {FORMAT!r}")
+            actual = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise AdaRecError(f"{where}: format is {actual!r}, expected {FORMAT!r}")
         unknown = set(content) - {"format", "hidden_size", "cells", "share_cells"}
         if unknown:
             raise AdaRecError(f"{where}: unknown key {sorted(unknown)[0]!r}; known are format, hidden_size, cells")
@@ -107,17 +122,17 @@ class Architecture:
         return cls(size, tuple(flat) * share)
 
     def save(self, path: str | Path) -> None:
-        """Write the YAML form, atomically."""
+        """Write the YAML form to a file, atomically."""
         write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None))
 
     @classmethod
     def load(cls, path: str | Path) -> Architecture:
-        """Read a file that `save` or a person wrote.
+        """Architecture in a YAML file.
 
         Raises
         ------
         AdaRecError
-            If the file is missing or is no architecture.
+            If the file cannot be read, is not YAML, or does not hold an architecture.
         """
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -129,7 +144,15 @@ class Architecture:
 
 
 def as_architecture(value: Any) -> Architecture:
-    """An `Architecture` from itself, its dictionary, or a file (looked for like a config file)."""
+    """Architecture from an `Architecture`, its YAML form as a dict, or the path of its file.
+
+    A file is looked for in the current folder, then in properties/.
+
+    Raises
+    ------
+    AdaRecError
+        If the file is missing, or the content is not an architecture.
+    """
     if isinstance(value, Architecture):
         return value
     if isinstance(value, dict):

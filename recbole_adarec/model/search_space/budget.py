@@ -1,4 +1,4 @@
-"""The most probable choice of operations within a budget."""
+"""The most probable choice of operations within a cost budget."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.search_space.architecture import edges
+
+_State = tuple[float, float, tuple[int, ...]]  # log-probability, cost and operations of the edges decided so far
 
 
 def within_budget(
@@ -19,51 +21,53 @@ def within_budget(
     least: float = 0.0,
     resolution: int = 1000,
 ) -> list[list[int]]:
-    """The most probable choice of operations whose summed cost is at most `budget`, and not far below.
+    """Operation indices by cell and edge: the most probable choice whose total cost is at most `budget`.
 
-    A knapsack solved by dynamic programming; of the partial choices whose costs agree to ``budget / resolution`` the
-    most probable is kept. The sums themselves are exact, so the budget always holds. An edge behind a node that
-    receives nothing costs nothing, and is none.
+    A knapsack problem, solved by dynamic programming. Of the partial choices whose costs agree up to
+    ``budget / resolution``, only the most probable is kept. Costs are summed exactly, so the budget always holds. An
+    edge that starts at a node without input costs nothing, and its operation is `none`.
 
     Parameters
     ----------
     log_p : Tensor
-        Log-probabilities of G cells, ``[G, E, O]``.
+        Log-probabilities of the operations, ``[G, E, O]``, for G groups of cells that share α.
     costs : Tensor
         Cost of each operation, ``[O]``.
     budget : float
-        Largest sum, in the unit of `costs`.
+        Largest total cost, in the unit of `costs`.
     nodes : int
-        N, to which the E edges belong.
+        Number of computed nodes of a cell; it has E edges.
     none : int, optional
-        Place of the operation that sends nothing.
+        Index of the operation "none". Without it every edge is taken to have an input.
     least : float
-        The sum is at least this share of `budget`, or of the most expensive choice where that costs less.
+        Lower bound of the total cost, as a share of `budget`, or of the most expensive choice where that costs less.
+    resolution : int
+        Number of steps into which the budget is divided.
 
     Raises
     ------
     AdaRecError
-        If even the cheapest choice is above the budget.
+        If the cheapest choice costs more than the budget.
     """
     limit = budget * (1 + 1e-6)
     unit = max(limit, 1e-12) / resolution
     prices = costs.tolist()
-    # By rounded cost and the nodes of the cell that receive something: log-probability, cost, choice.
-    best: dict[tuple[int, int], tuple[float, float, tuple[int, ...]]] = {(0, 1): (0.0, 0.0, ())}
+    # Keys: rounded cost, and the nodes of the cell with an input as bits. Values: log-probability, cost, choice.
+    best: dict[tuple[int, int], _State] = {(0, 1): (0.0, 0.0, ())}
     for cell in log_p.tolist():
-        best = _better((place, 1, state) for (place, _), state in best.items())  # node 0 receives the cell's input
+        best = _most_probable((steps, 1, state) for (steps, _), state in best.items())  # node 0 is the cell's input
         for (i, j), edge in zip(edges(nodes), cell, strict=True):
-            reached = []
-            for (_, alive), (score, used, chosen) in best.items():
+            extended = []
+            for (_, alive), (score, used, choice) in best.items():
                 if none is not None and not alive >> i & 1:
-                    reached.append((round(used / unit), alive, (score, used, (*chosen, none))))
+                    extended.append((round(used / unit), alive, (score, used, (*choice, none))))
                     continue
                 for operation, price in enumerate(prices):
                     if (total := used + price) <= limit:
-                        now = alive if operation == none else alive | 1 << j
-                        longer = (score + edge[operation], total, (*chosen, operation))
-                        reached.append((round(total / unit), now, longer))
-            best = _better(reached)
+                        alive_after = alive if operation == none else alive | 1 << j
+                        state = (score + edge[operation], total, (*choice, operation))
+                        extended.append((round(total / unit), alive_after, state))
+            best = _most_probable(extended)
         if not best:
             raise AdaRecError(f"cost_budget: no choice of operations costs at most {budget:.4g}")
     floor = least * min(budget, max(used for _, used, _ in best.values()))
@@ -72,12 +76,10 @@ def within_budget(
     return [list(flat[start : start + width]) for start in range(0, len(flat), width)]
 
 
-def _better(
-    states: Iterable[tuple[int, int, tuple[float, float, tuple[int, ...]]]],
-) -> dict[tuple[int, int], tuple[float, float, tuple[int, ...]]]:
-    """The most probable of the states of the same cost and the same nodes."""
-    best: dict[tuple[int, int], tuple[float, float, tuple[int, ...]]] = {}
-    for place, alive, state in states:
-        if (place, alive) not in best or state[0] > best[place, alive][0]:
-            best[place, alive] = state
+def _most_probable(states: Iterable[tuple[int, int, _State]]) -> dict[tuple[int, int], _State]:
+    """The most probable state for each rounded cost and set of nodes with an input."""
+    best: dict[tuple[int, int], _State] = {}
+    for steps, alive, state in states:
+        if (steps, alive) not in best or state[0] > best[steps, alive][0]:
+            best[steps, alive] = state
     return best

@@ -1,4 +1,4 @@
-"""What operations, cells and whole models cost: parameters, multiply-accumulates of a position, or latency here."""
+"""Costs of operations, cells and models: parameters, multiply-accumulates per position, or latency on this machine."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from recbole_adarec.model.flops import counted_macs
 from recbole_adarec.model.search_space.architecture import Architecture, edges
 from recbole_adarec.model.search_space.cell import Cell, live_edges
 from recbole_adarec.model.search_space.operations import OPERATIONS
 
 COSTS = ("params", "macs", "latency")
-_LENGTH = 50  # positions of the sequence that latency is measured on
+_LENGTH = 50  # positions L of the sequence that latency is measured on
 
 
 @lru_cache(None)
-@torch.random.fork_rng(devices=[])  # what is built here to be measured takes nothing from the run's random numbers
+@torch.random.fork_rng(devices=[])  # building a module to measure it does not change the random numbers of the run
 def operation_cost(name: str, size: int, cost: str) -> float:
-    """What an operation costs for C channels.
+    """Cost of an operation, in the unit that `cost` names.
 
     Parameters
     ----------
     name : str
-        Of the table `OPERATIONS`.
+        A name in `OPERATIONS`.
     size : int
         Channels C.
     cost : str
-        ``params``: trainable parameters; ``macs``: multiply-accumulates of a position; ``latency``: microseconds that
-        one sequence of 50 takes on this machine's CPU.
+        ``params``: number of trainable parameters. ``macs``: multiply-accumulates per position. ``latency``:
+        microseconds for one sequence of 50 positions on this machine's CPU.
     """
     operation = OPERATIONS[name]
     if cost == "params":
@@ -46,7 +46,17 @@ def operation_cost(name: str, size: int, cost: str) -> float:
 @lru_cache(None)
 @torch.random.fork_rng(devices=[])
 def cell_cost(size: int, nodes: int, cost: str) -> float:
-    """What a cell costs beside its operations: its LayerNorm and the weights of its nodes."""
+    """Cost of a cell without its operations: its LayerNorm and its node weights; in the unit of `operation_cost`.
+
+    Parameters
+    ----------
+    size : int
+        Channels C.
+    nodes : int
+        Number of computed nodes.
+    cost : str
+        ``params``, ``macs`` or ``latency``.
+    """
     cell = Cell(size, [["skip"]] * len(edges(nodes)), nodes)
     if cost == "params":
         return sum(p.numel() for p in cell.parameters())
@@ -57,7 +67,7 @@ def cell_cost(size: int, nodes: int, cost: str) -> float:
 
 
 def architecture_cost(architecture: Architecture, cost: str) -> float:
-    """What all cells of an architecture cost; edges that nothing reaches are not there."""
+    """Cost of all cells of an architecture, in the unit of `operation_cost`; edges that are not live cost nothing."""
     size, nodes = architecture.hidden_size, architecture.nodes
     total = len(architecture.cells) * cell_cost(size, nodes, cost)
     for cell in architecture.cells:
@@ -69,7 +79,15 @@ def architecture_cost(architecture: Architecture, cost: str) -> float:
 @torch.no_grad()
 @torch.random.fork_rng(devices=[])
 def layers_cost(model: Any, cost: str) -> float:
-    """What the layers of a model cost, its item table left out; in the unit of `operation_cost`."""
+    """Cost of the layers of a model, without its item table, in the unit of `operation_cost`.
+
+    Parameters
+    ----------
+    model : SequenceRecommender
+        A teacher or a student.
+    cost : str
+        ``params``, ``macs`` or ``latency``.
+    """
     if cost == "params":
         table = sum(p.numel() for p in model.item_table.parameters())
         return sum(p.numel() for p in model.parameters()) - table
@@ -81,21 +99,9 @@ def layers_cost(model: Any, cost: str) -> float:
     return counted_macs(lambda: model.encode(sequence)) / length
 
 
-def counted_macs(run: Callable[[], Any]) -> int:
-    """Multiply-accumulates of the matrix products that a call does."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused transformer layer hides its products
-    try:
-        with FlopCounterMode(display=False) as counter:
-            run()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-    return int(counter.get_total_flops()) // 2
-
-
 @torch.no_grad()
 def _microseconds(run: Callable[[], Any], repeats: int = 60) -> float:
-    """Median of single calls, after some to warm up."""
+    """Median duration of a call in microseconds; the first third of the calls is a warm-up."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

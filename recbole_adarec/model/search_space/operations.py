@@ -1,7 +1,7 @@
-"""Candidate operations of the search space: one table from name to constructor and cost.
+"""Candidate operations of the search space: `OPERATIONS` maps each name to its constructor and its cost.
 
-Every operation is causal and keeps ``[B, L, C]``; the cell has applied ReLU before. A new operation is one class and
-one line of the table, or one decorator in the user's own file (README, "Extend").
+Every operation is causal and maps ``[B, L, C]`` to ``[B, L, C]``. Its input is not negative, because the cell applies
+ReLU first. A user adds an operation with the decorator `operation` (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -19,9 +19,24 @@ from recbole_adarec.model.layers import CausalConv, delayed, left_pad
 
 
 class SepConv(nn.Module):
-    """Separable causal convolution: each channel by itself, then one map of the channels (DARTS, arXiv 1806.09055).
+    """Depthwise separable causal convolution: depthwise, then pointwise (an operation of DARTS, arXiv 1806.09055).
 
-    It has C² + K C weights where a convolution has K C².
+    With K taps it has C² + K C weights; a full convolution has K C².
+
+    Parameters
+    ----------
+    size : int
+        Channels C.
+    kernel : int
+        Number of taps K.
+    dilation : int
+        Distance between neighbouring taps, in positions.
+
+    Notes
+    -----
+    For one sequence, where function calls cost more than arithmetic, the forward pass takes 23 us with both kernels;
+    the code for batches takes 33 and 42 us. That code adds shifted copies, which was measured twice as fast as a
+    grouped ``Conv1d``.
     """
 
     def __init__(self, size: int, kernel: int, dilation: int = 1) -> None:
@@ -33,28 +48,38 @@ class SepConv(nn.Module):
 
     @property
     def matrix(self) -> Tensor:
-        """The weights of the convolution that does the same, ``[C, K C]``."""
+        """Weights of the equivalent full convolution, ``[C, K C]`` with K taps."""
         return (self.linear.weight[:, None] * self.depthwise).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) == 1:  # calls cost more than arithmetic: 23 us for both kernels, against 33 and 42 below
+        if len(x) == 1:  # fewer function calls, see Notes
             length, size = x.shape[1:]
-            taps = (1, length, len(self.delays), size)
-            late = left_pad(x, self.delays[0]).as_strided(taps, (0, size, self.dilation * size, 1))
-            return self.linear((late * self.depthwise).sum(2))
-        # Sums of shifted copies: measured twice as fast as a grouped Conv1d.
+            shape = (1, length, len(self.delays), size)  # [1, L, K, C]
+            shifted = left_pad(x, self.delays[0]).as_strided(shape, (0, size, self.dilation * size, 1))
+            return self.linear((shifted * self.depthwise).sum(2))
         first, *others = zip(delayed(x, self.delays), self.depthwise, strict=True)
         total = first[0] * first[1]
-        for late, weight in others:
-            total = torch.addcmul(total, late, weight)
+        for shifted, weight in others:
+            total = torch.addcmul(total, shifted, weight)
         return self.linear(total)
 
 
 class Attention(nn.Module):
-    """Mean of the earlier positions, weighted by likeness and recency: the one operation that reaches all of them.
+    """Causal self-attention with one head of C / 4 channels, and without value and output projections.
 
-    A head of C / 4 channels compares positions and has no values or output of its own; what lies d positions back is
-    held back by ``slope * d`` (ALiBi, Press et al., arXiv 2108.12409).
+    The logit of a position d positions back is reduced by ``slope * d`` with a learned slope (ALiBi, Press et al.,
+    arXiv 2108.12409). The output at a position depends on all earlier positions, that of a convolution or pool only on
+    the last few.
+
+    Parameters
+    ----------
+    size : int
+        Channels C.
+
+    Notes
+    -----
+    Written out, it takes half the time of ``scaled_dot_product_attention``, which has no fast kernel for a bias on the
+    CPU.
     """
 
     def __init__(self, size: int) -> None:
@@ -65,27 +90,42 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key = self.linear(x).split(self.width, -1)
-        back, future = distances(x.shape[1], x.device)
-        bias = torch.addcmul(future, back, self.slope, value=-1).to(query.dtype)
-        # Half the time of scaled_dot_product_attention, which has no fast kernel for a bias on the CPU.
-        likeness = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=self.width**-0.5)
-        return torch.bmm(likeness.softmax(-1), x)
+        # torch.export and torch.compile trace with tensors that hold no values. The cache must not see those.
+        traced = type(query) is not Tensor or torch.compiler.is_compiling()
+        distance, mask = (attention_bias if traced else _cached_attention_bias)(x.shape[1], x.device)
+        bias = torch.addcmul(mask, distance, self.slope, value=-1).to(query.dtype)
+        logits = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=self.width**-0.5)
+        return torch.bmm(logits.softmax(-1), x)
 
 
-@lru_cache(64)
-@torch.inference_mode(False)  # whoever asks first may not train, and the next may
-def distances(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How far back each position lies from each, 0 for later ones, and minus infinity for those; ``[L, L]`` both."""
+def attention_bias(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Distances and causal mask of L positions, float32 ``[L, L]`` each, rows for queries and columns for keys.
+
+    Returns
+    -------
+    tuple of Tensor
+        Number of positions from the key to the query, 0 for later keys; and 0 for the keys that a query may attend to,
+        minus infinity for later keys.
+    """
     position = torch.arange(length, device=device, dtype=torch.float32)
-    back = position[:, None] - position
-    return back.clamp_min(0), torch.zeros_like(back).masked_fill(back < 0, -torch.inf)
+    distance = position[:, None] - position
+    return distance.clamp_min(0), torch.zeros_like(distance).masked_fill(distance < 0, -torch.inf)
+
+
+# Outside inference mode, so that a tensor that was first used for inference can be used in training.
+_cached_attention_bias = lru_cache(64)(torch.inference_mode(False)(attention_bias))
 
 
 class MinGRU(nn.Module):
-    """``h_t = (1 - z_t) h_{t-1} + z_t V x_t`` with ``z_t = sigmoid(W x_t + b)`` (Feng et al., arXiv 2410.01201).
+    """Minimal gated recurrent unit (minGRU; Feng et al., arXiv 2410.01201).
 
-    A recurrence in which each channel decides what it keeps, and for how long. Gates depend on the input alone, so
-    all positions are computed together, in log2(L) rounds.
+    ``h_t = (1 - z_t) h_{t-1} + z_t V x_t`` with the gate ``z_t = sigmoid(W x_t + b)``. The gate depends on the input
+    alone, so all positions are computed in parallel, in log2(L) steps of a prefix scan.
+
+    Parameters
+    ----------
+    size : int
+        Channels C.
     """
 
     def __init__(self, size: int) -> None:
@@ -97,17 +137,28 @@ class MinGRU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         write = self.gate(x).sigmoid()
         keep, state = 1 - write, write * self.value(x)
-        reach = 1  # state_t holds what the last `reach` positions wrote, keep_t what they keep of what was before
-        while reach < x.shape[1]:
-            later = torch.addcmul(state[:, reach:], keep[:, reach:], state[:, :-reach])
-            state = torch.cat([state[:, :reach], later], 1)
-            keep = torch.cat([torch.zeros_like(keep[:, :reach]), keep[:, reach:] * keep[:, :-reach]], 1)
-            reach *= 2
+        span = 1  # state_t: contribution of the last `span` positions; keep_t: their factor on the state before them
+        while span < x.shape[1]:
+            later = torch.addcmul(state[:, span:], keep[:, span:], state[:, :-span])
+            state = torch.cat([state[:, :span], later], 1)
+            keep = torch.cat([torch.zeros_like(keep[:, :span]), keep[:, span:] * keep[:, :-span]], 1)
+            span *= 2
         return state
 
 
 class MaxPool(nn.Module):
-    """Maximum over the last `kernel` positions; what comes before the sequence counts as 0, as ReLU's output does."""
+    """Maximum over the last K positions, for each channel; positions before the sequence are 0, as after ReLU.
+
+    Parameters
+    ----------
+    kernel : int
+        Number of positions K.
+
+    Notes
+    -----
+    With gradients ``max_pool1d`` takes a fifth of the time of ``amax``, forward and backward; without them ``amax`` is
+    faster.
+    """
 
     def __init__(self, kernel: int) -> None:
         super().__init__()
@@ -115,13 +166,19 @@ class MaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         padded = left_pad(x, self.kernel - 1)
-        if padded.requires_grad:  # forward and backward in a fifth of the time of amax, which is faster without
+        if padded.requires_grad:
             return F.max_pool1d(padded.transpose(1, 2), self.kernel, 1).transpose(1, 2)
         return padded.unfold(1, self.kernel, 1).amax(-1)
 
 
 class AvgPool(nn.Module):
-    """Mean over the last `kernel` positions; what comes before the sequence counts as 0."""
+    """Mean over the last K positions, for each channel; positions before the sequence are 0.
+
+    Parameters
+    ----------
+    kernel : int
+        Number of positions K.
+    """
 
     def __init__(self, kernel: int) -> None:
         super().__init__()
@@ -136,34 +193,34 @@ class AvgPool(nn.Module):
 
 
 class Zero(nn.Module):
-    """No edge. The cell leaves it out; called by itself it gives zeros."""
+    """The operation "none": zeros. A cell does not run it but leaves the edge out."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
 
 class Operation(NamedTuple):
-    """One row of the table.
+    """A row of `OPERATIONS`.
 
     Attributes
     ----------
     build : callable
-        Makes the module for C channels.
+        Builds the module for C channels.
     macs : callable
-        Multiply-accumulates of one position for C channels; additions and comparisons of pooling count as one, and
-        attention looks at 50 positions.
+        Multiply-accumulates per position for C channels. An addition or comparison of a pool counts as one, and
+        attention is counted for 50 positions.
     """
 
     build: Callable[[int], nn.Module]
     macs: Callable[[int], int]
 
     def parameters(self, size: int) -> int:
-        """Number of trainable parameters for `size` channels, counted on the module itself."""
+        """Number of trainable parameters for `size` channels, counted on a built module."""
         return sum(p.numel() for p in self.build(size).parameters())
 
 
 def _conv(kernel: int, dilation: int = 1) -> Operation:
-    # No bias: an operation turns zeros into zeros, so an edge of zeros and no edge are the same thing.
+    # No bias: an operation maps zeros to zeros, so that an edge with zero input is the same as no edge.
     return Operation(lambda size: CausalConv(size, kernel, dilation, bias=False), lambda size: kernel * size * size)
 
 
@@ -187,23 +244,38 @@ OPERATIONS: dict[str, Operation] = {
     "skip": Operation(lambda size: nn.Identity(), lambda size: 0),
     "none": Operation(lambda size: Zero(), lambda size: 0),
 }
-_OURS = frozenset(OPERATIONS)
+_BUILT_IN = frozenset(OPERATIONS)
 Build = TypeVar("Build", bound=Callable[[int], nn.Module])
 
 
 def operation(name: str, macs: Callable[[int], int]) -> Callable[[Build], Build]:
-    """Decorator: a row of the table, for a class or function that makes the module for C channels.
+    """Decorator that adds an operation to the search space: a class or function that builds a module for C channels.
+
+    The module maps ``[B, L, C]`` to ``[B, L, C]``. It must be causal, which is checked, and map zeros to zeros (no
+    bias), so that an edge with zero input is the same as no edge.
 
     Parameters
     ----------
     name : str
-        The name for ``operations:`` and architecture files.
+        Name for the key ``operations`` and for architecture files.
     macs : callable
-        Multiply-accumulates of one position for C channels.
+        Multiply-accumulates per position, as a function of the channels C. Used with ``cost: macs``.
+
+    Raises
+    ------
+    AdaRecError
+        If the name is that of an operation of this package.
+
+    Examples
+    --------
+    >>> @operation("conv_9", macs=lambda size: 9 * size * size)
+    ... class Conv9(CausalConv):
+    ...     def __init__(self, size):
+    ...         super().__init__(size, 9, bias=False)
     """
 
     def register(build: Build) -> Build:
-        if name in _OURS:
+        if name in _BUILT_IN:
             raise AdaRecError(f"operation {name!r} is one of ours; give yours another name")
         OPERATIONS[name] = Operation(build, macs)
         return build
@@ -211,11 +283,12 @@ def operation(name: str, macs: Callable[[int], int]) -> Callable[[Build], Build]
     return register
 
 
-def share_maps(operations: Iterable[nn.Module]) -> None:
-    """Let the separable convolutions among the candidates of an edge share their map of the channels.
+def share_pointwise_weights(operations: Iterable[nn.Module]) -> None:
+    """Make the separable convolutions among the candidates of an edge share one pointwise convolution.
 
-    In the search an operation with weights learns only when it is drawn, and pools, which need to learn nothing, win
-    by that alone. What differs between separable convolutions is which positions they read; their maps learn together.
+    During the search an operation with weights is trained only when it is drawn, so operations without weights (pools)
+    would be preferred. Separable convolutions differ in the positions that they read, not in their pointwise part,
+    which is therefore trained whenever one of them is drawn.
     """
     first: SepConv | None = None
     for operation in operations:
@@ -225,12 +298,19 @@ def share_maps(operations: Iterable[nn.Module]) -> None:
 
 
 def check_operations(names: list[str] | tuple[str, ...], where: str = "operations") -> None:
-    """Refuse operations that do not exist or that see later positions.
+    """Raise `AdaRecError` for an operation that is unknown or not causal.
+
+    Parameters
+    ----------
+    names : list or tuple of str
+        Names of operations.
+    where : str
+        Source of the names, for the error message.
 
     Raises
     ------
     AdaRecError
-        Names the operation, and the table.
+        Names the operation and, where it is unknown, the known ones.
     """
     for name in names:
         if name not in OPERATIONS:
@@ -247,7 +327,17 @@ def check_operations(names: list[str] | tuple[str, ...], where: str = "operation
 
 @torch.no_grad()
 def is_causal(operation: nn.Module, size: int = 4, length: int = 12) -> bool:
-    """Whether no output depends on a later input, tried on random values at every cut."""
+    """Whether no output of an operation depends on later positions, tested on random inputs at every position.
+
+    Parameters
+    ----------
+    operation : Module
+        Maps ``[B, L, C]`` to ``[B, L, C]``.
+    size : int
+        Channels C of the test input.
+    length : int
+        Positions L of the test input.
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(1, length, size, generator=generator)
     y = operation(x)

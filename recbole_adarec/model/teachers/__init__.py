@@ -1,4 +1,4 @@
-"""Teachers: backbones of this package, and RecBole's models. Each class enters the registry when it is imported."""
+"""Teachers: the backbones of this package, and RecBole's models. Importing a module registers its teachers."""
 
 from recbole_adarec.model.teachers import backbones, recbole_teacher
 

@@ -1,4 +1,4 @@
-"""The base class of teachers, and the registry that they enter by decorator."""
+"""The base class of teachers, and the registry of backbones."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ T = TypeVar("T")
 C = TypeVar("C", bound="type[AdaRecTeacher]")
 
 TEACHERS: dict[str, type[AdaRecTeacher]] = {}
-"""Teacher classes by the name of their backbone, in the order in which they were entered."""
-RECBOLE = "RecBole"  # the entry of the class that wraps RecBole's own models; no backbone of that name can be asked for
+"""Teacher classes by the name of their backbone, in the order of registration."""
+RECBOLE = "RecBole"  # entry of the class that wraps RecBole's models; not a name for the key ``backbone``
 
 
 def teacher(name: str) -> Callable[[C], C]:
-    """Decorator: enters a subclass of `AdaRecTeacher` into `TEACHERS`, for ``backbone: NAME``.
+    """Decorator that registers a subclass of `AdaRecTeacher` as a backbone, for ``backbone: NAME``.
 
     Parameters
     ----------
     name : str
-        The backbone. Its training defaults, where they differ from properties/model/AdaRecTeacher.yaml, stand in
-        properties/backbone/<name>.yaml.
+        Name of the backbone. Default settings of a backbone of this package, where they differ from
+        properties/model/AdaRecTeacher.yaml, are in properties/backbone/<name>.yaml.
+
+    Raises
+    ------
+    AdaRecError
+        If the class is not a subclass of `AdaRecTeacher`, or the name is that of a backbone of this package.
     """
 
     def register(cls: C) -> C:
+        if not (isinstance(cls, type) and issubclass(cls, AdaRecTeacher)):
+            raise AdaRecError(f"teacher({name!r}): {getattr(cls, '__name__', cls)} is no subclass of AdaRecTeacher")
+        if name in TEACHERS and TEACHERS[name].__module__.startswith(f"{__package__}."):
+            raise AdaRecError(f"teacher {name!r} is one of ours; give yours another name")
         TEACHERS[name] = cls
         return cls
 
@@ -38,38 +47,93 @@ def teacher(name: str) -> Callable[[C], C]:
 
 
 def backbones() -> list[str]:
-    """Names that ``backbone`` admits."""
+    """Names of all backbones, the values of the key ``backbone``."""
     return [name for name in TEACHERS if name != RECBOLE]
 
 
 def teacher_class(name: str) -> type[AdaRecTeacher]:
-    """The teacher class of a backbone.
+    """Teacher class of a backbone.
 
     Raises
     ------
     AdaRecError
-        If there is none of that name.
+        If no backbone has that name.
     """
     if name not in TEACHERS:
-        raise AdaRecError(f"backbone: unknown backbone {name!r}; known are {', '.join(backbones())}")
+        raise AdaRecError(
+            f"backbone: unknown backbone {name!r}; known are {', '.join(backbones())}; one of your own is loaded with "
+            "--plugins= (load_plugins in Python)"
+        )
     return TEACHERS[name]
 
 
 class AdaRecTeacher(SequenceRecommender):
-    """A teacher; calling this class builds the one that ``backbone`` names, or with ``stock`` a `RecBoleTeacher`.
+    """Base class of teachers, the large models that students are distilled from.
+
+    Calling this class itself builds the subclass that the key ``backbone`` names, or a `RecBoleTeacher` where
+    ``stock`` is set.
+
+    A backbone of your own is a subclass with the decorator `teacher`, in a file that is loaded with ``--plugins=``:
+
+    * ``__init__(config, dataset)`` calls ``super().__init__``, sets `item_table` (by
+      `recbole_adarec.model.item_table.build.full_table`), builds its layers, and calls `check_depth` with their number.
+      It may read the keys of properties/model/AdaRecTeacher.yaml.
+    * ``encode(item_seq)`` maps right-padded item ids, int64 ``[B, L]`` with 0 for padding, to an `Encoding`: the
+      embedding that enters the first layer, the T layers that `distilled` selects, and the output that the item table
+      scores, each ``[B, L, C]``. The state at a position may depend only on the items up to it.
+    * An encoder whose states depend on later items also overrides `last_state`, `training_states` and
+      `distillation_targets`, as `recbole_adarec.model.teachers.backbones.BERT4RecTeacher` does.
+
+    Training, ranking, storing and distillation need nothing else.
 
     Parameters
     ----------
     config : recbole.config.Config
-        ``backbone``, ``hidden_size``, ``distilled_layers``, ``dropout_prob`` and the keys of the backbone
+        The keys ``backbone``, ``hidden_size``, ``distilled_layers``, ``dropout_prob`` and those of the backbone
         (properties/model/AdaRecTeacher.yaml).
     dataset : recbole.data.dataset.Dataset
-        Gives the number of items.
+        Provides the number of items and, for the item table, their counts.
+
+    Attributes
+    ----------
+    n_items : int
+        I, the number of items, padding included.
+    hidden_size : int
+        Channels C of the layers.
+    embedding_size : int
+        Channels of `Encoding.embedding`; equal to `hidden_size` here.
+    distilled_layers : int
+        T, the number of layers that a student learns from.
+    dropout : nn.Dropout
+        Dropout with probability ``dropout_prob``.
+    item_table : FullItemTable
+        Embeds the items and scores the outputs. Set by the subclass.
 
     Raises
     ------
     AdaRecError
         If the backbone is unknown or has fewer layers than ``distilled_layers``.
+
+    Examples
+    --------
+    A stack of residual GRUs, used with ``--plugins=FILE --backbone=GRU --n_layers=4 --distilled_layers=2``:
+
+    >>> @teacher("GRU")
+    ... class GRUTeacher(AdaRecTeacher):
+    ...     def __init__(self, config, dataset):
+    ...         super().__init__(config, dataset)
+    ...         size, number = self.hidden_size, config["n_layers"]
+    ...         self.item_table = full_table(config, dataset, self.n_items, size)
+    ...         self.layers = nn.ModuleList(nn.GRU(size, size, batch_first=True) for _ in range(number))
+    ...         self.check_depth(number)
+    ...
+    ...     def encode(self, item_seq):
+    ...         x = embedding = self.dropout(self.item_table(item_seq))
+    ...         hidden = []
+    ...         for layer in self.layers:
+    ...             x = x + layer(x)[0]
+    ...             hidden.append(x)
+    ...         return Encoding(embedding, self.distilled(hidden), self.dropout(x))
     """
 
     item_table: FullItemTable
@@ -88,16 +152,16 @@ class AdaRecTeacher(SequenceRecommender):
 
     @property
     def item_embeddings(self) -> Tensor:
-        """What a student's item table starts from, ``[I, embedding_size]``."""
+        """Item embeddings, ``[I, embedding_size]``, from which a student's item table is initialised."""
         return self.item_table.items
 
     def distilled(self, hidden: list[T]) -> tuple[T, ...]:
-        """Every n-th of all layers, the last one included, so that ``distilled_layers`` are left."""
-        total, wanted = len(hidden), self.distilled_layers
-        return tuple(hidden[(k + 1) * total // wanted - 1] for k in range(wanted))
+        """The layers that a student learns from: ``distilled_layers`` of all, evenly spaced, the last one included."""
+        total, number = len(hidden), self.distilled_layers
+        return tuple(hidden[(k + 1) * total // number - 1] for k in range(number))
 
     def check_depth(self, depth: int) -> None:
-        """Raises `AdaRecError` unless ``distilled_layers`` can be chosen from so many layers."""
+        """Raise `AdaRecError` unless ``distilled_layers`` is between 1 and `depth`, the number of layers."""
         if not 1 <= self.distilled_layers <= depth:
             raise AdaRecError(
                 f"distilled_layers: {self.distilled_layers} of {depth} layers of {type(self).__name__} cannot be "
@@ -106,7 +170,17 @@ class AdaRecTeacher(SequenceRecommender):
 
 
 def prefix_ends(item_seq: Tensor, number: int) -> Tensor:
-    """A mask ``[B, L]`` of the last item of each sequence and others evenly before it, at most `number` in all."""
+    """Prefix ends: positions at which a model that is not causal is distilled, as a bool mask ``[B, L]``.
+
+    They are the last item of each sequence, and items before it at even distances.
+
+    Parameters
+    ----------
+    item_seq : Tensor
+        Right-padded item ids, int64 ``[B, L]``.
+    number : int
+        Largest number of prefix ends per sequence.
+    """
     lengths = (item_seq != 0).sum(1)
     ends = torch.zeros_like(item_seq, dtype=torch.bool)
     rows = torch.arange(len(item_seq), device=item_seq.device)

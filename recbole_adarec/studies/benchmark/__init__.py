@@ -1,1 +1,1 @@
-"""What training, search and inference cost on this machine."""
+"""The benchmark: time and memory of training, search and inference on this machine."""

@@ -1,4 +1,4 @@
-"""Instruments of the benchmark: clocks, memory, steps of a trainer, synthetic data."""
+"""Instruments of the benchmark: clock and stopwatch, memory, single steps of a trainer, synthetic data."""
 
 from __future__ import annotations
 
@@ -22,53 +22,67 @@ import pandas as pd
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from recbole_adarec.studies.benchmark.tables import Measured
+from recbole_adarec.studies.benchmark.tables import Measurements
 from recbole_adarec.trainer import base
 
 
 def clock() -> float:
-    """Seconds, once an accelerator has done what it was given."""
+    """Seconds of a clock, read when an accelerator has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and number of measurements, in four digits."""
+    """Median and quartiles of measurements, with four significant digits, and how many there are."""
     q1, median, q3 = (float(f"{value:.4g}") for value in np.percentile(values, (25, 50, 75)))
     return {"median": median, "q1": q1, "q3": q3, "n": len(values)}
 
 
-def ratio_quartiles(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    """Ratios of measurements that were made together."""
-    return quartiles([a / b for a, b in zip(above, below, strict=True)])
+def ratio_quartiles(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
+    """`quartiles` of the ratios of measurements that were made in pairs."""
+    return quartiles([a / b for a, b in zip(numerators, denominators, strict=True)])
 
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Put `value` in the place of an attribute of an object, class or module for a while."""
+    """Replace an attribute of an object, class or module within the block; it is restored afterwards."""
     missing = object()
     before = vars(owner).get(name, missing)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        if before is missing:  # a method, found on the class again
+        if before is missing:  # a method: the attribute of the class is visible again
             delattr(owner, name)
         else:
             setattr(owner, name, before)
 
 
 class Stopwatch:
-    """Milliseconds of named parts of the code, without a line in that code; a part within another counts alone."""
+    """Measures the time of named parts of the code without a change of that code.
+
+    The time of a part does not include the parts that it calls.
+
+    Attributes
+    ----------
+    ms : dict of str to float
+        Milliseconds of each part.
+    """
 
     def __init__(self) -> None:
         self.ms: defaultdict[str, float] = defaultdict(float)
-        self._within = [0.0]  # time of the parts inside each part that is under way
+        self._inner_ms = [0.0]  # for each part that is running: milliseconds of the parts that it called
 
     @contextmanager
-    def on(self, parts: Sequence[tuple[str, Any, str]]) -> Iterator[None]:
-        """Time attributes, each given as name of its part, owner and name; they are as before afterwards."""
+    def timing(self, parts: Sequence[tuple[str, Any, str]]) -> Iterator[None]:
+        """Time functions within the block; they are restored afterwards.
+
+        Parameters
+        ----------
+        parts : sequence of (str, object, str)
+            Name of the part, and the object and attribute that hold a function; a part can have several.
+        """
         with ExitStack() as stack:
             for part, owner, name in parts:
                 stack.enter_context(replaced(owner, name, self._timed(part, getattr(owner, name))))
@@ -77,20 +91,26 @@ class Stopwatch:
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            self._within.append(0.0)
+            self._inner_ms.append(0.0)
             start = clock()
             try:
                 return function(*args, **kwargs)
             finally:
                 ms = 1e3 * (clock() - start)
-                self.ms[part] += ms - self._within.pop()
-                self._within[-1] += ms
+                self.ms[part] += ms - self._inner_ms.pop()
+                self._inner_ms[-1] += ms
 
         return timed
 
 
 class PeakMemory:
-    """The largest resident memory of this process while the block runs, sampled every 20 ms, in MB."""
+    """Context manager that samples the resident memory of this process every 20 ms.
+
+    Attributes
+    ----------
+    mb : float
+        The largest sample so far, in MB.
+    """
 
     def __enter__(self) -> PeakMemory:
         self.mb, self._done = 0.0, threading.Event()
@@ -111,7 +131,7 @@ class PeakMemory:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system, so that a peak holds nothing that an earlier measurement left."""
+    """Return freed memory to the system, so that the next peak does not include memory of earlier measurements."""
     gc.collect()
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):  # another C library
@@ -119,14 +139,21 @@ def release_memory() -> None:
 
 
 class Stepper:
-    """A trainer's steps one at a time, in the batches of its own epochs.
+    """Takes the steps of a trainer one at a time, with the batches of its epochs.
+
+    Parameters
+    ----------
+    trainer : StageTrainer
+        After `fit` has prepared it.
+    loader : DataLoader
+        The training data.
 
     Attributes
     ----------
     begin_s : float
-        Seconds until the first batch of an epoch is there.
+        Seconds from the beginning of an epoch to its first batch.
     targets, batch_targets : int
-        Targets of an epoch and of the last batch, those that train the weights.
+        Targets of an epoch, and of the last batch; of the search those of w.
     """
 
     def __init__(self, trainer: Any, loader: Any) -> None:
@@ -145,7 +172,7 @@ class Stepper:
         self.begin_s = clock() - start
 
     def step(self) -> float:
-        """Seconds of the next step, its batch included."""
+        """Take the next step; returns its seconds, including those of its batch."""
         start = clock()
         batch = next(self._batches, None)
         if batch is None:
@@ -155,16 +182,26 @@ class Stepper:
         self.trainer._step(batch)
         return clock() - start
 
-    def epoch_s(self) -> float:
-        """Seconds of an epoch, estimated from the next step."""
+    def estimate_epoch_s(self) -> float:
+        """Take the next step; returns the seconds of an epoch, estimated from it."""
         seconds = self.step()
         return self.begin_s + seconds / self.batch_targets * self.targets
 
 
 def synthetic_interactions(interactions: int, items: int, seed: int = 0) -> pd.DataFrame:
-    """Interactions of users with about 50 each, in which every one of `items` occurs and the others follow Zipf's law.
+    """Synthetic interactions whose items follow Zipf's law, about 50 for each user.
 
-    With no more interactions than items an item occurs once at most, and none is popular.
+    Parameters
+    ----------
+    interactions, items : int
+        How many. Every item occurs once, as far as there are interactions; the others are drawn by Zipf's law.
+    seed : int
+        Seed of the draws.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``user_id:token``, ``item_id:token`` and ``timestamp:float``.
     """
     rng = np.random.default_rng(seed)
     weight = 1 / np.arange(1, items + 1)
@@ -176,9 +213,15 @@ def synthetic_interactions(interactions: int, items: int, seed: int = 0) -> pd.D
 
 
 def search_parts(stepper: Stepper) -> list[tuple[str, Any, str]]:
-    """The parts of a search step for `Stopwatch.on`; what none of them names is the rest."""
+    """The parts of a search step, for `Stopwatch.timing`.
+
+    Parameters
+    ----------
+    stepper : Stepper
+        The steps of a search.
+    """
     trainer, distiller = stepper.trainer, stepper.trainer.distiller
-    taught = [] if distiller is None else [
+    distillation = [] if distiller is None else [
         ("teacher outputs", trainer.outputs, "targets_of"),
         ("projections, layer distances", distiller, "forward"),
         ("layer transport", distiller.mapping, "forward"),
@@ -189,7 +232,7 @@ def search_parts(stepper: Stepper) -> list[tuple[str, Any, str]]:
         ("draw of a path", trainer.model, "sample"),
         ("encode", trainer.model, "encode_path"),
         ("encode", trainer.model, "encode_traced"),
-        *taught,
+        *distillation,
         ("item losses, with gradient", trainer, "item_loss"),
         ("backward", torch.Tensor, "backward"),
         ("backward", torch.autograd, "grad"),
@@ -201,10 +244,10 @@ def search_parts(stepper: Stepper) -> list[tuple[str, Any, str]]:
     ]
 
 
-def machine(device: Any) -> Measured:
-    """What the figures were measured on."""
+def describe_machine(device: Any) -> Measurements:
+    """The machine of the measurements: CPU, cores, threads, device, versions of torch and Python."""
     cpu = platform.processor() or platform.machine()
-    with suppress(OSError):  # Linux knows better
+    with suppress(OSError):  # on Linux this file has the full name
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     if torch.device(device).type == "cuda":

@@ -1,1 +1,1 @@
-"""Tuning over any key, by hyperopt or Ray."""
+"""Tuning of any configuration keys, with RecBole's HyperTuning (hyperopt) or with Ray Tune."""

@@ -1,4 +1,4 @@
-"""Tuning with RecBole's HyperTuning (hyperopt)."""
+"""Tuning with RecBole's `HyperTuning`, which uses hyperopt."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ HYPEROPT_VERSION = "0.2.5"
 
 
 class ContinuedTuning(HyperTuning):
-    """RecBole's `HyperTuning` over a `TuningStudy`; it is seeded, so that a continued study asks for the same trials.
+    """RecBole's `HyperTuning` over a `TuningStudy`, seeded so that a continued study draws the same trials.
 
     Parameters
     ----------
-    study : Study
-        Gives the answers, those that are there without another run.
+    study : TuningStudy
+        Runs the trials, and reads the records of those that have ended.
     space : dict
-        What `read_space` returned.
+        What `recbole_adarec.studies.tuning.space.read_space` returned.
     algo : str
         ``exhaustive``, ``random`` or ``bayes``.
     number : int
         Trials at most.
     early_stop : int
-        Trials without a better one before stopping.
-    told : callable
-        Told each record.
+        Trials without a better one after which tuning stops.
+    on_record : callable
+        Called with the record of each trial when it has ended.
     """
 
     def __init__(
-        self, study: TuningStudy, space: Space, algo: str, number: int, early_stop: int, told: OnRecord
+        self, study: TuningStudy, space: Space, algo: str, number: int, early_stop: int, on_record: OnRecord
     ) -> None:  # fmt: skip
         self.max_evals: int
         super().__init__(None, params_dict=space, algo=algo, max_evals=number, early_stop=early_stop)
         self.max_evals = min(int(self.max_evals), number)  # RecBole's exhaustive search sets the size of the grid
-        self.study, self.kinds, self.told = study, space, told
+        self.study, self.space_by_type, self.on_record = study, space, on_record
 
     def trial(self, params: Params) -> dict[str, Any]:
-        """The record of a trial, as hyperopt wants it."""
-        record = self.study.trial(as_params(self.kinds, params))
-        self.told(record)
+        """Run a trial; returns its status and its loss, as hyperopt takes them."""
+        record = self.study.trial(as_params(self.space_by_type, params))
+        self.on_record(record)
         if record["status"] == "failed":
             return {"status": "fail", "loss": sys.float_info.max}  # early stopping reads the loss of a failed trial too
         return {"status": "ok", "loss": -record["score"] if self.study.bigger else record["score"]}
 
     def run(self) -> None:
-        """RecBole's `run`, from the seed of the study."""
+        """Run all trials; RecBole's `run`, with the seed of the study."""
         from hyperopt import fmin
 
         rng = np.random.RandomState(stage_config(self.study.values, "student")["seed"])

@@ -1,4 +1,4 @@
-"""Search spaces of tuning: read, checked and drawn from."""
+"""Search spaces of tuning: reads, checks and draws from them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,31 @@ from recbole_adarec.storage.files import plain
 from recbole_adarec.storage.properties import find_file
 from recbole_adarec.storage.yaml_files import load_yaml, parse_value
 
-_BOUNDS = {"uniform": 2, "quniform": 3, "loguniform": 2}
-Space = dict[str, dict[str, list[Any]]]
-Params = dict[str, Any]
+_BOUNDS = {"uniform": 2, "quniform": 3, "loguniform": 2}  # numbers that a range of each type has
+Space = dict[str, dict[str, list[Any]]]  # type to key to values
+Params = dict[str, Any]  # key to the value of a trial
 
 
 def read_space(name: str | Path) -> Space:
-    """A space of keys from a file: RecBole's lines ``key type values``, or YAML, ``type: {key: values}``.
+    """The search space of a file: RecBole's lines ``key type values``, or YAML ``type: {key: values}``.
 
-    Types are RecBole's: ``choice``, ``uniform``, ``quniform`` and ``loguniform``, whose bounds are logarithms. Nothing
-    is evaluated.
+    Types are RecBole's: ``choice``, ``uniform``, ``quniform`` (low, high, step) and ``loguniform``, whose bounds are
+    natural logarithms. Values are parsed, never evaluated.
+
+    Parameters
+    ----------
+    name : path-like
+        A file in the current folder, or else in properties/.
+
+    Returns
+    -------
+    dict
+        Type to key to values.
 
     Raises
     ------
     AdaRecError
-        If the file is missing, or a line says something else.
+        If the file is missing, or a line has another form.
     """
     path = find_file(name, "params_file")
     if path.suffix in (".yaml", ".yml"):
@@ -51,7 +61,7 @@ def _value(text: str) -> Any:
 
 
 def _values(text: str) -> Any:
-    """RecBole's lists are Python's; bare words are no Python, and read as YAML."""
+    """A list as RecBole writes it: a Python literal, or YAML if its words have no quotes."""
     try:
         return literal_eval(text)
     except (ValueError, SyntaxError):
@@ -59,7 +69,20 @@ def _values(text: str) -> Any:
 
 
 def check_space(space: Mapping[str, Any], where: str) -> Space:
-    """The same space, refused in one line where it says nothing that can be drawn."""
+    """A copy of a space whose types and values have been checked.
+
+    Parameters
+    ----------
+    space : mapping
+        Type to key to values.
+    where : str
+        Name of the file, for the error message.
+
+    Raises
+    ------
+    AdaRecError
+        For an unknown type, values that cannot be drawn from, a key that stands twice, or no key.
+    """
     for kind, keys in space.items():
         if kind not in ("choice", *_BOUNDS):
             raise AdaRecError(f"{where}: unknown type {kind!r}; known are choice, {', '.join(_BOUNDS)}")
@@ -73,16 +96,16 @@ def check_space(space: Mapping[str, Any], where: str) -> Space:
             if not _is_range(values, _BOUNDS[kind]):
                 wanted = "low, high, step" if kind == "quniform" else "low, high"
                 raise AdaRecError(f"{where}: {key} is {values!r}, expected {kind} of {wanted}, low below high")
-    keys = [key for of_kind in space.values() for key in of_kind]
+    keys = [key for keys_of_kind in space.values() for key in keys_of_kind]
     if not keys:
         raise AdaRecError(f"{where} holds no key to tune")
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise AdaRecError(f"{where}: {twice} is given twice")
-    return {kind: dict(of_kind) for kind, of_kind in space.items()}
+    return {kind: dict(keys_of_kind) for kind, keys_of_kind in space.items()}
 
 
 def _is_range(values: Any, length: int) -> bool:
-    """Whether these are two numbers, the lower first, and a step above 0 where there is a third."""
+    """Whether these are two numbers, the lower one first, and a step above 0 if there are three."""
     if not isinstance(values, list) or len(values) != length:
         return False
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
@@ -91,9 +114,18 @@ def _is_range(values: Any, length: int) -> bool:
 
 
 def draw(space: Space, algo: str, number: int, seed: int) -> list[Params]:
-    """Parameters of all trials at once: the whole grid, or `number` random draws.
+    """The parameters of all trials; a longer study starts with the draws of a shorter one.
 
-    The first draws of a longer study are those of a shorter one.
+    Parameters
+    ----------
+    space : dict
+        What `read_space` returned.
+    algo : str
+        ``exhaustive``: the grid of a space of choices. ``random``: random draws.
+    number : int
+        Trials at most.
+    seed : int
+        Seed of the draws.
     """
     if algo == "exhaustive":
         choices = space["choice"]
@@ -109,13 +141,25 @@ def _draw_once(space: Space, rng: np.random.Generator) -> Params:
             if kind == "choice":
                 drawn[key] = values[rng.integers(len(values))]
                 continue
-            at = rng.uniform(values[0], values[1])
-            drawn[key] = {"loguniform": math.exp(at), "quniform": round(at / values[-1]) * values[-1]}.get(kind, at)
+            value = rng.uniform(values[0], values[1])
+            if kind == "loguniform":
+                value = math.exp(value)
+            elif kind == "quniform":
+                value = round(value / values[-1]) * values[-1]
+            drawn[key] = value
     return drawn
 
 
 def as_params(space: Space, drawn: Mapping[str, Any]) -> Params:
-    """What was drawn, in plain values: lists where hyperopt gives tuples, whole numbers where the step is whole."""
+    """Drawn parameters as plain values: lists instead of hyperopt's tuples, integers where the step is an integer.
+
+    Parameters
+    ----------
+    space : dict
+        What `read_space` returned.
+    drawn : mapping
+        Key to value.
+    """
     params = plain(dict(drawn))
     for key, (*_, step) in space.get("quniform", {}).items():
         if key in params and float(step).is_integer() and float(params[key]).is_integer():
@@ -123,8 +167,8 @@ def as_params(space: Space, drawn: Mapping[str, Any]) -> Params:
     return dict(params)
 
 
-def single_values(space: Space) -> Iterator[tuple[str, Any]]:
-    """Every choice of every key, and both bounds of the others: what no run takes is refused before any is begun."""
+def values_to_check(space: Space) -> Iterator[tuple[str, Any]]:
+    """Key and value of every choice and of both bounds of every range, to be checked before the first trial starts."""
     for kind, keys in space.items():
         for key, values in keys.items():
             for value in values if kind == "choice" else values[:2]:

@@ -8,8 +8,11 @@ from unittest.mock import patch
 import ot
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from recbole_adarec import AdaRecError
 from recbole_adarec.distillation.distiller import Distiller
 from recbole_adarec.distillation.layer_mapping import (
     DISTANCES,
@@ -20,8 +23,10 @@ from recbole_adarec.distillation.layer_mapping import (
     optimal_flow,
 )
 from recbole_adarec.distillation.teacher_outputs import CachedTeacher, LiveTeacher
-from recbole_adarec.losses.full_softmax import SoftmaxLoss, softmax_losses
+from recbole_adarec.losses.full_softmax import SoftmaxLoss
+from recbole_adarec.losses.item_loss import LossWeights, OutputTargets
 from recbole_adarec.losses.sampling import Candidates, Sampler
+from recbole_adarec.losses.softmax import Logits, softmax_losses
 from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.item_table.base import append_ones
 from recbole_adarec.model.item_table.full import FullItemTable
@@ -30,14 +35,14 @@ from tests.conftest import make_config
 from tests.test_causality import shaken, teacher
 
 
-def weights(n):
+def layer_weights(n):
     return torch.rand(n).add(0.1).div(1).softmax(0)
 
 
 @pytest.mark.parametrize(("s", "t"), [(4, 8), (1, 3), (5, 2)])
 def test_flow_has_the_layer_weights_as_marginals_and_the_loss_of_emd2(s, t):
     for _ in range(20):
-        u, v, distances = weights(s), weights(t), torch.rand(s, t)
+        u, v, distances = layer_weights(s), layer_weights(t), torch.rand(s, t)
         flow = optimal_flow(u, v, distances)
         torch.testing.assert_close(flow.sum(1), u, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(flow.sum(0), v, rtol=1e-5, atol=1e-6)
@@ -64,13 +69,13 @@ def test_distances_equal_their_definition_pair_by_pair():
             torch.testing.assert_close(mse[i, j], F.mse_loss(student[i], teacher_layers[j]))
 
 
-def test_cost_attention_is_berts_emd_without_a_floor_and_bounded_with_one():
+def test_cost_attention_is_bert_emds_without_a_floor_and_bounded_with_one():
     cost = torch.tensor([0.2, 0.1, 0.4])
     torch.testing.assert_close(attend_to_cost(cost, 0.0), (cost.sum() / cost / 10).softmax(0))
     extreme = torch.tensor([1e-6, 1.0, 1.0, 1.0])
     assert attend_to_cost(extreme, 0.0).max() > 0.999  # the published collapse
-    kept = attend_to_cost(extreme, 0.5)
-    assert kept.min() >= 0.5 / 4 and kept.sum() == pytest.approx(1)
+    bounded = attend_to_cost(extreme, 0.5)
+    assert bounded.min() >= 0.5 / 4 and bounded.sum() == pytest.approx(1)
 
 
 def test_weights_follow_the_costs_of_their_own_flow():
@@ -103,14 +108,30 @@ def test_random_mapping_is_ordered_distinct_and_seeded():
     assert len({tuple(fixed_pairs("random", 4, 8, seed=s)) for s in range(10)}) > 3
 
 
-def torchs_own(states, table, labels, teacher_states, teacher_table, t, seen=None, teacher_bias=0.0):
-    """Losses over all items, written with torch's own functions."""
-    logits, of_teacher = states @ table.T, teacher_states @ teacher_table.T
+@settings(derandomize=True, deadline=None)
+@given(
+    name=st.sampled_from(["left", "right", "left_jump", "right_jump", "random"]),
+    s=st.integers(1, 12),
+    t=st.integers(1, 12),
+    seed=st.integers(0, 2**31),
+)
+def test_one_to_one_mappings_give_every_student_layer_a_teacher_layer_in_order(name, s, t, seed):
+    pairs = fixed_pairs(name, s, t, seed)
+    assert len(pairs) == s and min(pairs) >= 0 and max(pairs) < t and pairs == sorted(pairs)
+    if s <= t:
+        assert len(set(pairs)) == s, "none teaches twice"
+    flow = FixedMapping(pairs, t).flow
+    torch.testing.assert_close(flow.sum(1), torch.full((s,), 1 / s))
+
+
+def dense_losses(states, table, labels, teacher_states, teacher_table, t, seen=None, teacher_bias=0.0):
+    """Losses over all items from the matrix of all scores, by torch's functions."""
+    logits, teacher_logits = states @ table.T, teacher_states @ teacher_table.T
     if seen is not None:
-        own = torch.zeros_like(logits).scatter_(1, seen.items, 1.0).index_fill_(1, torch.tensor([0]), 0.0)
-        logits, of_teacher = logits + seen.bias * own, of_teacher + teacher_bias * own
+        mask = torch.zeros_like(logits).scatter_(1, seen.items, 1.0).index_fill_(1, torch.tensor([0]), 0.0)
+        logits, teacher_logits = logits + seen.bias * mask, teacher_logits + teacher_bias * mask
     kl = t**2 * F.kl_div(
-        (logits / t).log_softmax(-1), (of_teacher / t).log_softmax(-1), log_target=True, reduction="batchmean"
+        (logits / t).log_softmax(-1), (teacher_logits / t).log_softmax(-1), log_target=True, reduction="batchmean"
     )
     return F.cross_entropy(logits, labels), kl
 
@@ -119,8 +140,8 @@ def torchs_own(states, table, labels, teacher_states, teacher_table, t, seen=Non
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 2.5])
 @pytest.mark.parametrize("positions", [7, 600])
 @pytest.mark.parametrize("biases", [None, (-3.0, -1.0), (2.0, 0.0)])
-def test_item_losses_equal_torchs_own_with_their_gradients(way, temperature, positions, biases):
-    """Sampled too, once every item is drawn and stands for itself: the target is then counted once, not twice."""
+def test_item_losses_and_gradients_equal_a_dense_computation(way, temperature, positions, biases):
+    """Sampled ones too where every item is drawn with weight 1: the target is then counted once, not twice."""
     n, size = 40, 8
     states, table = torch.randn(positions, size, requires_grad=True), torch.randn(n, size, requires_grad=True)
     labels, teacher_states, teacher_table = (
@@ -131,51 +152,50 @@ def test_item_losses_equal_torchs_own_with_their_gradients(way, temperature, pos
     seen, teacher_bias = None, 0.0
     if biases is not None:
         seen, teacher_bias = SeenItems(deduplicated(torch.randint(n, (positions, 5))), biases[0]), biases[1]
-    values = {"ce_weight": 0.3, "kl_weight": 0.7, "temperature": temperature, "teacher_states": teacher_states}
-    values |= {"seen": seen, "teacher_bias": teacher_bias}
+    weights, teacher = LossWeights(0.3, 0.7, temperature), OutputTargets(teacher_states, teacher_table, teacher_bias)
     if way == "every item a candidate":
         loss = SoftmaxLoss(make_config("student", item_loss="sampled"), n, torch.device("cpu"))
         loss.sampler = SimpleNamespace(draw=lambda _: Candidates(torch.arange(n), torch.zeros(n)))
         rows = SimpleNamespace(rows=lambda items: table[items], n_items=n)
         # Without the channel of ones that `append_ones` adds.
         with patch("recbole_adarec.losses.full_softmax.append_ones", lambda x: x):
-            total, ce, kl = loss(states, rows, labels, teacher_table=teacher_table, **values)
+            total, ce, kl = loss(states, rows, labels, weights, teacher, seen)
     else:
         rows = positions if way == "one chunk" else 64
-        total, ce, kl = softmax_losses(states, table, labels, rows=rows, teacher_table=teacher_table, **values)
+        targets = Logits(teacher_states, teacher_table, labels, teacher.seen(seen))
+        total, ce, kl = softmax_losses(Logits(states, table, labels, seen), weights, targets, rows)
     (2 * total).backward()
-    found = states.grad.clone(), table.grad.clone()
+    gradients = states.grad.clone(), table.grad.clone()
     states.grad = table.grad = None
-    expected_ce, expected_kl = torchs_own(
+    expected_ce, expected_kl = dense_losses(
         states, table, labels, teacher_states, teacher_table, temperature, seen, teacher_bias
     )
     (2 * (0.3 * expected_ce + 0.7 * expected_kl)).backward()
     torch.testing.assert_close(ce, expected_ce.detach())
     torch.testing.assert_close(kl, expected_kl.detach(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found[0], states.grad, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found[1], table.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients, (states.grad, table.grad), rtol=1e-4, atol=1e-6)
 
 
-def test_an_item_that_was_drawn_twice_is_found_at_both_places():
+def test_an_item_that_was_drawn_twice_has_both_of_its_columns():
     drawn = Candidates(torch.tensor([3, 5, 5, 7]), torch.zeros(4))
     columns = drawn.columns(torch.tensor([[5, 0, 7, 4]]), 9)
     assert sorted(columns[columns > 0].tolist()) == [2, 3, 4]
 
 
-def test_what_was_taken_is_all_of_the_window_up_to_a_position(ml100k):
+def test_seen_items_are_those_of_the_window_up_to_a_position_each_once(ml100k):
     batch = ml100k.train._dataset[torch.arange(0, 60, 7)]
     item_seq = batch["item_id_list"].clone()
-    item_seq[:, 3] = item_seq[:, 1]  # taken twice
+    item_seq[:, 3] = item_seq[:, 1]  # an item that occurs twice
     rows = (batch["target_item_id_list"] != 0).flatten().nonzero().squeeze(1)
     for row, seen in zip(rows.tolist(), seen_up_to(item_seq, rows), strict=True):
         window, position = divmod(row, item_seq.shape[1])
-        found = seen[seen != 0].tolist()
-        assert len(found) == len(set(found)) and set(found) == set(item_seq[window, : position + 1].tolist())
+        items = seen[seen != 0].tolist()
+        assert len(items) == len(set(items)) and set(items) == set(item_seq[window, : position + 1].tolist())
 
 
 def test_scores_far_apart_do_not_overflow():
     states = torch.full((3, 1), 300.0, requires_grad=True)
-    total, ce, _ = softmax_losses(states, torch.tensor([[-1.0], [1.0], [0.5]]), torch.tensor([0, 1, 2]))
+    total, ce, _ = softmax_losses(Logits(states, torch.tensor([[-1.0], [1.0], [0.5]]), torch.tensor([0, 1, 2])))
     total.backward()
     assert float(ce) == pytest.approx((600 + 0 + 150) / 3) and bool(states.grad.isfinite().all())
 
@@ -190,11 +210,10 @@ def test_sampled_partition_functions_are_unbiased(number):
     for _ in range(4000):
         drawn = sampler.draw(torch.device("cpu"))
         for i in range(2):
-            of_target = table[labels[i : i + 1]]
-            _, ce, _ = softmax_losses(
-                states[i : i + 1], table[drawn.items], labels[i : i + 1], candidates=drawn, positives=of_target
-            )
-            estimates.append((ce + states[i] @ of_target[0]).exp())
+            state, label = states[i : i + 1], labels[i : i + 1]
+            target_row = table[label]
+            _, ce, _ = softmax_losses(Logits(state, table[drawn.items], label, candidates=drawn, positives=target_row))
+            estimates.append((ce + states[i] @ target_row[0]).exp())
     expected = (states @ table[1:].T).exp().sum(1)
     torch.testing.assert_close(torch.stack(estimates).view(-1, 2).mean(0), expected, rtol=0.05, atol=0)
 
@@ -203,6 +222,12 @@ def test_padding_is_never_a_negative():
     for number in (1, 2, 500):
         drawn = Sampler(torch.tensor([1000, 1, 1, 0, 0]), number, seed=0).draw(torch.device("cpu"))
         assert len(drawn.items) <= number and 0 not in drawn.items and bool(drawn.log_weight.isfinite().all())
+
+
+def test_sampling_without_counts_is_refused():
+    loss = SoftmaxLoss(make_config("student", item_loss="sampled"), 10, torch.device("cpu"))
+    with pytest.raises(AdaRecError, match=r"item_loss sampled: .* call prepare\(counts\)"):
+        loss(torch.randn(3, 4), FullItemTable(10, 4), torch.tensor([1, 2, 3]))
 
 
 def distiller(config, teacher_table):
@@ -249,7 +274,7 @@ def teacher_of(ml100k, backbone="NextItNet"):
 
 
 @pytest.mark.parametrize("backbone", ["NextItNet", "BERT4Rec"])
-def test_cached_lessons_equal_live_ones(ml100k, backbone):
+def test_cached_teacher_outputs_equal_live_ones(ml100k, backbone):
     model, dataset = teacher_of(ml100k, backbone), ml100k.train._dataset
     model.repeat_bias.fill_(-2.0)
     few = torch.arange(0, len(dataset), 29)
@@ -265,27 +290,25 @@ def test_cached_lessons_equal_live_ones(ml100k, backbone):
     live = LiveTeacher(model, DISTANCES["kl"])
     cached = CachedTeacher(live, part, temperature=2.0)
     batch = dataset[few[few < 200].flip(0)]
-    expected, found = live.targets_of(batch), cached.targets_of(batch)
-    assert torch.equal(expected.rows, found.rows) and expected.every_position == found.every_position
-    for x, y in zip(expected[2:-1], found[2:-1], strict=True):
+    expected, targets = live.targets_of(batch), cached.targets_of(batch)
+    assert torch.equal(expected.rows, targets.rows) and expected.every_position == targets.every_position
+    for x, y in zip(expected[2:-1], targets[2:-1], strict=True):
         torch.testing.assert_close(x, y, rtol=2e-3, atol=2e-3)
 
     states = torch.randn(len(expected.rows), 8, requires_grad=True)
     table, labels = torch.randn(model.n_items, 8), batch["target_item_id_list"].flatten()[expected.rows]
-    values = {"ce_weight": 0.3, "kl_weight": 0.7, "temperature": 2.0, "rows": 16}
     results = []
     seen = SeenItems(seen_up_to(batch["item_id_list"], expected.rows), -3.0)
-    for softmax in (None, found.softmax):
-        total, *parts = softmax_losses(
-            states, table, labels, teacher_states=append_ones(expected.output), teacher_table=model.item_table.matrix,
-            teacher_softmax=softmax, seen=seen, teacher_bias=-2.0, **values,
-        )  # fmt: skip
+    student = Logits(states, table, labels, seen)
+    live_softmax = Logits(append_ones(expected.output), model.item_table.matrix, labels, seen._replace(bias=-2.0))
+    for softmax in (live_softmax, targets.softmax):
+        total, *parts = softmax_losses(student, LossWeights(0.3, 0.7, 2.0), softmax, rows=16)
         results.append((*parts, *torch.autograd.grad(total, [states])))
     for x, y in zip(*results, strict=True):
         torch.testing.assert_close(x, y, rtol=2e-3, atol=2e-5)
 
 
-def test_a_bidirectional_teacher_gives_no_lesson_elsewhere(ml100k):
+def test_a_bidirectional_teacher_teaches_only_where_it_sees_no_future(ml100k):
     model = teacher(ml100k, "BERT4Rec")
     batch = ml100k.train._dataset[torch.arange(5)]
     teacher_targets = LiveTeacher(model, DISTANCES["kl"]).targets_of(batch)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from recbole.utils import get_model, get_trainer
 from torch.nn import functional as F
 
@@ -14,8 +17,9 @@ from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.data.dataset import item_counts
 from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.losses.adaptive_softmax import AdaptiveSoftmaxLoss, adaptive_softmax_losses, block_scores
+from recbole_adarec.losses.item_loss import LossWeights, OutputTargets
 from recbole_adarec.model.item_table.adaptive import AdaptiveItemTable
-from recbole_adarec.model.item_table.base import append_ones
+from recbole_adarec.model.item_table.base import append_ones, best_items
 from recbole_adarec.model.item_table.budget import Blocks, cut_blocks, table_parameters
 from recbole_adarec.model.item_table.build import build_item_table, popularity_prior
 from recbole_adarec.model.item_table.full import FullItemTable
@@ -57,13 +61,13 @@ def states(n=6):
     return torch.randn(n, SIZE, dtype=torch.double, requires_grad=True)
 
 
-def taken_by(n=6, bias=-2.0):
+def some_seen(n=6, bias=-2.0):
     return None if bias is None else SeenItems(deduplicated(torch.randint(0, ITEMS, (n, 9))), bias)
 
 
 @pytest.mark.parametrize("bias", [None, -2.0, 1.0])
 def test_probabilities_sum_to_one_over_items_and_padding_has_none(table, bias):
-    h, items, seen = states(), torch.arange(1, ITEMS), taken_by(bias=bias)
+    h, items, seen = states(), torch.arange(1, ITEMS), some_seen(bias=bias)
     log_p = torch.stack([table.log_probability(h, item.expand(len(h)), seen) for item in items], 1)
     torch.testing.assert_close(log_p.exp().sum(1), torch.ones(len(h), dtype=torch.double))
     order = table.top_k(h, ITEMS - 1, seen).items
@@ -73,24 +77,24 @@ def test_probabilities_sum_to_one_over_items_and_padding_has_none(table, bias):
 
 @pytest.mark.parametrize("bias", [None, -2.0, 1.0])
 def test_scores_of_candidates_are_those_of_all_items(table, bias):
-    h, items, seen = states(), torch.randint(1, ITEMS, (6, 7)), taken_by(bias=bias)
+    h, items, seen = states(), torch.randint(1, ITEMS, (6, 7)), some_seen(bias=bias)
     scores = table.scores(h, seen)
     torch.testing.assert_close(table.scores_of(h, items, seen), scores.gather(1, items))
     log_p = F.log_softmax(scores[:, 1:] + 0.25 * table.prior[1:], 1)  # scores have 0.75 of the prior
-    found = table.log_probability(h, items[:, 0], seen)
-    torch.testing.assert_close(found, log_p.gather(1, items[:, :1] - 1).squeeze(1))
+    single = table.log_probability(h, items[:, 0], seen)
+    torch.testing.assert_close(single, log_p.gather(1, items[:, :1] - 1).squeeze(1))
 
 
-def test_what_was_taken_has_the_bias_against_the_others_of_its_softmax(table):
-    h, seen = states(), taken_by()
+def test_seen_items_have_the_bias_against_the_others_of_their_softmax(table):
+    h, seen = states(), some_seen()
     before, after = table.scores(h), table.scores(h, seen)
-    parts = (
-        [table.ids(j) for j in range(len(table.blocks))] if isinstance(table, AdaptiveItemTable) else [slice(1, None)]
-    )
-    for part in parts:
-        own = torch.zeros_like(before).scatter_(1, seen.items, seen.bias)[:, part]
-        gained = (after - before)[:, part] - own
-        torch.testing.assert_close(gained, gained[:, :1].expand_as(gained))
+    for block in range(table.tail_blocks + 1):
+        ids = table.ids(block)
+        bias = torch.zeros_like(before).scatter_(1, seen.items, seen.bias)[:, ids]
+        change = (after - before)[:, ids] - bias
+        torch.testing.assert_close(change, change[:, :1].expand_as(change))
+        columns = table.seen_in_block(seen, block).add_to(torch.zeros(len(h), len(ids), dtype=torch.double))
+        torch.testing.assert_close(columns, bias)
 
 
 def test_embeddings_keep_their_shape_and_gradients(table):
@@ -120,16 +124,16 @@ def test_scores_are_those_of_torchs_adaptive_softmax():
 # ---------------------------------------------------------------------- losses
 
 
-def dense(h, table, labels, teacher_states, teacher_table, t, seen, teacher_bias):
-    """Both losses from the logits of all blocks, with torch's own functions."""
+def dense(h, table, labels, teacher, t, seen):
+    """Both losses from the logits of all blocks, by torch's functions."""
     ce = -table.log_probability(h, labels, seen).mean()
-    z, own = append_ones(teacher_states) @ teacher_table.T, torch.zeros(len(h), ITEMS, dtype=torch.double)
+    z, mask = append_ones(teacher.states) @ teacher.table.T, torch.zeros(len(h), ITEMS, dtype=torch.double)
     bias = 0.0
     if seen is not None:
-        own.scatter_(1, seen.items, 1.0)
-        z, bias = z + teacher_bias * own, seen.bias
-    of_blocks = [z[:, table.ids(j)] for j in range(len(table.blocks))]
-    first = torch.cat([of_blocks[0], *(block.logsumexp(1, keepdim=True) for block in of_blocks[1:])], 1)
+        mask.scatter_(1, seen.items, 1.0)
+        z, bias = z + teacher.bias * mask, seen.bias
+    blocks = [z[:, table.ids(j)] for j in range(len(table.blocks))]
+    first = torch.cat([blocks[0], *(block.logsumexp(1, keepdim=True) for block in blocks[1:])], 1)
 
     def kl(teacher, student):
         p = (teacher / t).log_softmax(1)
@@ -137,55 +141,46 @@ def dense(h, table, labels, teacher_states, teacher_table, t, seen, teacher_bias
 
     total = kl(first, table.first_level(h, seen))
     for j in range(1, len(table.blocks)):
-        within = kl(of_blocks[j], table.scored_blocks[j].logits(h) + bias * own[:, table.ids(j)])
+        within = kl(blocks[j], table.scored_blocks[j].logits(h) + bias * mask[:, table.ids(j)])
         total = total + torch.isin(labels, table.ids(j)) * within
     return ce, t * t * total.mean()
 
 
 @pytest.mark.parametrize("name", ["tied", "untied", "no wide head"])
 @pytest.mark.parametrize("t", [1.0, 2.0, 1.7])
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("biases", [(None, 0.0), (-3.0, -1.0), (1.0, 0.0)])
-def test_losses_and_gradients_equal_a_dense_computation(name, t, kept, biases):
-    seen, teacher_bias = taken_by(50, biases[0]), biases[1]
+def test_losses_and_gradients_equal_a_dense_computation(name, t, cached, biases):
+    seen = some_seen(50, biases[0])
     table, h, labels = TABLES[name](), states(50), torch.randint(1, ITEMS, (50,))
-    teacher_states, teacher_table = torch.randn(50, 6).double(), torch.randn(ITEMS, 7).double()
-    of_teacher = None if seen is None else seen._replace(bias=teacher_bias)
-    known = block_scores(teacher_states, teacher_table, table, seen=of_teacher) if kept else None
-    total, ce, kl = adaptive_softmax_losses(
-        h, table, labels, rows=16, ce_weight=0.3, kl_weight=0.7, temperature=t, teacher_states=teacher_states,
-        teacher_table=teacher_table, teacher_blocks=known, seen=seen, teacher_bias=teacher_bias,
-    )  # fmt: skip
-    expected_ce, expected_kl = dense(h, table, labels, teacher_states, teacher_table, t, seen, teacher_bias)
+    teacher = OutputTargets(torch.randn(50, 6).double(), torch.randn(ITEMS, 7).double(), biases[1])
+    if cached:
+        blocks = block_scores(teacher.states, teacher.table, table, teacher.seen(seen))
+        teacher = replace(teacher, softmax=blocks)
+    total, ce, kl = adaptive_softmax_losses(h, table, labels, LossWeights(0.3, 0.7, t), teacher, seen, rows=16)
+    expected_ce, expected_kl = dense(h, table, labels, teacher, t, seen)
     torch.testing.assert_close((ce, kl), (expected_ce.detach(), expected_kl.detach()))
     trained = [h, *(p for n, p in table.named_parameters() if not (n.startswith("blocks") and not table.tied))]
-    found = torch.autograd.grad(total, trained)
+    gradients = torch.autograd.grad(total, trained)
     expected = torch.autograd.grad(0.3 * expected_ce + 0.7 * expected_kl, trained)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients, expected)
 
 
 def test_output_distillation_has_the_divergence_over_all_items_as_its_mean():
     """Over targets drawn from the teacher, at temperature 1: the chain rule of relative entropy."""
     table, h = adaptive(), states(1)
-    teacher_states, teacher_table = torch.randn(1, 6).double(), torch.randn(ITEMS, 7).double()
-    z = append_ones(teacher_states) @ teacher_table[1:].T
+    teacher = OutputTargets(torch.randn(1, 6).double(), torch.randn(ITEMS, 7).double())
+    z = append_ones(teacher.states) @ teacher.table[1:].T
     p = z.log_softmax(1).squeeze(0)
-    every = torch.arange(1, ITEMS)
-    losses = torch.stack(
-        [
-            adaptive_softmax_losses(
-                h, table, y[None], kl_weight=1.0, teacher_states=teacher_states, teacher_table=teacher_table
-            )[2]
-            for y in every
-        ]
-    )  # fmt: skip
+    every, weights = torch.arange(1, ITEMS), LossWeights(kl=1.0)
+    losses = torch.stack([adaptive_softmax_losses(h, table, y[None], weights, teacher).kl for y in every])
     expected = (p.exp() * (p - table.log_probability(h.expand(len(every), -1), every))).sum()
     torch.testing.assert_close((p.exp() * losses).sum(), expected.detach())
 
 
 @pytest.mark.parametrize("t", [1.0, 3.0])
-def test_output_distillation_is_zero_where_the_student_says_what_the_teacher_says(t):
-    """Whatever the temperature: a student whose blocks weigh what the teacher's items weigh together."""
+def test_output_distillation_is_zero_where_the_students_softmax_is_the_teachers(t):
+    """Whatever the temperature: the entry of a block is the sum over the teacher's items."""
     table, h = adaptive(cut=Blocks((5, 34), (SIZE, SIZE)), size=SIZE), states(1)
     teacher_table = torch.zeros(ITEMS, SIZE + 1, dtype=torch.double)
     with torch.no_grad():
@@ -194,10 +189,9 @@ def test_output_distillation_is_zero_where_the_student_says_what_the_teacher_say
         table.entries.weight.zero_()
         table.entries.bias.copy_(table.blocks[1].logits(h).logsumexp(1))
     for label in (table.ids(0)[:1], table.ids(1)[:1]):
-        _, _, kl = adaptive_softmax_losses(
-            h, table, label, kl_weight=1.0, temperature=t, teacher_states=h.detach(), teacher_table=teacher_table
-        )
-        assert abs(float(kl)) < 1e-12
+        teacher = OutputTargets(h.detach(), teacher_table)
+        losses = adaptive_softmax_losses(h, table, label, LossWeights(kl=1.0, temperature=t), teacher)
+        assert abs(float(losses.kl)) < 1e-12
 
 
 def test_blocks_without_targets_are_not_computed(monkeypatch):
@@ -222,30 +216,50 @@ def by_sorting(table, h, k):
     return torch.tensor(order), scores.gather(1, torch.tensor(order))
 
 
-@pytest.mark.parametrize("seed", range(25))
-def test_the_best_k_are_those_of_full_scoring(seed):
-    """Random cuts, scales, popularity of the blocks and k; rounded weights give many equal scores."""
-    generator = torch.Generator().manual_seed(seed)
+few = st.integers(-3, 3).map(float)  # many equal scores
 
-    def draw(low, high):
-        return int(torch.randint(low, high, (1,), generator=generator))
 
-    sizes = tuple(draw(1, 40) for _ in range(draw(2, 6)))
-    table = adaptive(draw(0, 2) == 1, Blocks(sizes, tuple(draw(1, SIZE + 1) for _ in sizes)), sum(sizes) + 1)
+@settings(derandomize=True, deadline=None)
+@given(scores=st.lists(few, min_size=1, max_size=30), k=st.integers(1, 40), data=st.data())
+def test_the_best_items_are_those_of_sorting(scores, k, data):
+    ids = data.draw(st.permutations(range(1, len(scores) + 1)))
+    items, best = best_items(torch.tensor(scores), torch.tensor(ids), k)
+    expected = sorted(zip(scores, ids, strict=True), key=lambda pair: (-pair[0], pair[1]))[:k]
+    assert list(zip(best.tolist(), items.tolist(), strict=True)) == expected
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(
+    blocks=st.lists(st.tuples(st.integers(1, 40), st.integers(1, SIZE)), min_size=2, max_size=5),
+    levels=st.sampled_from([1, 2]),
+    tied=st.booleans(),
+    scale=st.sampled_from([0.01, 0.1, 1.0, 10.0]),
+    rounded=st.booleans(),
+    lower=st.integers(0, 12),
+    seed=st.integers(0, 2**31),
+    share=st.floats(0, 1),
+)
+def test_the_best_k_are_those_of_full_scoring(blocks, levels, tied, scale, rounded, lower, seed, share):
+    """Any cut, scale, popularity of the tail and k; rounded weights give many equal scores."""
+    torch.manual_seed(seed)
+    sizes, widths = zip(*blocks, strict=True)
+    if levels == 1:
+        table = FullItemTable(sum(sizes) + 1, SIZE, std=1.0, prior=prior_of(sum(sizes) + 1), served=0.75).double()
+    else:
+        table = adaptive(tied, Blocks(sizes, widths), sum(sizes) + 1)
+        table.entries.bias.data -= lower
+    h = torch.randn(4, SIZE).double()
     with torch.no_grad():
-        scale = 10.0 ** draw(-2, 2)
         for parameter in table.parameters():
             parameter.mul_(scale)
-            if seed % 3 == 0:
+            if rounded:
                 parameter.round_()
-        table.entries.bias -= draw(0, 12)
-    for k in {1, draw(1, sum(sizes) + 1), sum(sizes)}:
-        h = torch.randn(4, SIZE, generator=generator).double()
-        h = h.round() if seed % 3 == 0 else h
-        found, (items, scores) = table.top_k(h, k), by_sorting(table, h, k)
-        assert torch.equal(found.items, items)
-        torch.testing.assert_close(found.scores, scores)
-        assert 0 < found.scored <= 1
+    h = h.round() if rounded else h
+    for k in {1, max(round(share * sum(sizes)), 1), sum(sizes)}:
+        top, (items, scores) = table.top_k(h, k), by_sorting(table, h, k)
+        assert torch.equal(top.items, items)
+        torch.testing.assert_close(top.scores, scores)
+        assert 0 < top.scored <= 1
 
 
 def test_equal_scores_are_ordered_by_id():
@@ -254,11 +268,10 @@ def test_equal_scores_are_ordered_by_id():
             for parameter in table.parameters():
                 parameter.zero_()
         h = torch.ones(2, SIZE, dtype=next(table.parameters()).dtype)
-        found = table.top_k(h, 7)
-        assert torch.equal(found.items, by_sorting(table, h, 7)[0])
+        assert torch.equal(table.top_k(h, 7).items, by_sorting(table, h, 7)[0])
 
 
-def test_blocks_that_cannot_hold_the_best_are_left_out_and_bounds_follow_the_weights():
+def test_blocks_that_cannot_hold_the_best_are_not_scored_and_bounds_follow_the_weights():
     table, h = adaptive(), states(3)
     with torch.no_grad():
         table.entries.bias -= 50.0
@@ -266,13 +279,13 @@ def test_blocks_that_cannot_hold_the_best_are_left_out_and_bounds_follow_the_wei
     with torch.no_grad():
         table.entries.bias += 100.0
         table.blocks[2].embedding.weight[7] = 30 * (h[0] @ table.blocks[2].projection.weight).sign()
-    found = table.top_k(h, 5)
-    assert found.scored > 5 / 39 and torch.equal(found.items, by_sorting(table, h, 5)[0])
+    top = table.top_k(h, 5)
+    assert top.scored > 5 / 39 and torch.equal(top.items, by_sorting(table, h, 5)[0])
 
 
 # ---------------------------------------------------------------------- codes
 
-CODED = CUT._replace(widths=(SIZE,) * 3, codes=(1, 2, 3))
+QUANTIZED = CUT._replace(widths=(SIZE,) * 3, codes=(1, 2, 3))
 
 
 def rows_of(table):
@@ -290,8 +303,8 @@ def test_every_piece_of_a_row_is_the_nearest_of_the_codebook(rows, channels):
     )
     pieces = F.pad(table / codes.scale, (0, -SIZE % channels)).view(-1, channels)
     nearest = torch.cdist(pieces, codes.book, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-    found = (pieces - codes.book[codes.codes.flatten().int()]).norm(dim=1)
-    torch.testing.assert_close(found, nearest, atol=1e-5, rtol=1e-4)
+    distances = (pieces - codes.book[codes.codes.flatten().int()]).norm(dim=1)
+    torch.testing.assert_close(distances, nearest, atol=1e-5, rtol=1e-4)
     again = quantize(table, channels)
     assert all(torch.equal(a, b) for a, b in zip(codes, again, strict=True))
     if rows * codes.codes.shape[1] <= 256:
@@ -304,7 +317,7 @@ def test_finer_codes_lose_less():
     assert lost == sorted(lost) and lost[0] < 0.001 and lost[-1] < 1
 
 
-def coded(kind, items=1001):
+def quantizable(kind, items=1001):
     """A table whose rows become codes, on one level or on two."""
     cut = Blocks((100, 300, 600), (SIZE,) * 3, (1, 2, 4))
     if kind != "one level":
@@ -313,9 +326,9 @@ def coded(kind, items=1001):
 
 
 @pytest.mark.parametrize("kind", ["one level", "tied", "untied"])
-def test_an_encoded_table_comes_back_as_it_was_from_a_smaller_state(kind):
+def test_a_quantized_table_is_restored_from_a_smaller_state(kind):
     torch.manual_seed(1)
-    table = coded(kind)
+    table = quantizable(kind)
     before, whole, h = rows_of(table), table.parameter_count(), torch.randn(5, SIZE)
     assert table.quantize() and table.quantize(), "once more changes little"
     assert all((a - b).square().mean() < 0.2 * b.square().mean() for a, b in zip(rows_of(table), before, strict=True))
@@ -324,7 +337,7 @@ def test_an_encoded_table_comes_back_as_it_was_from_a_smaller_state(kind):
     assert not table(torch.zeros(3, dtype=torch.long)).any(), "padding stays 0"
     stored = sum(part.numel() * part.element_size() for name, part in state.items() if ".embedding." in name)
     assert stored < 0.4 * sum(4 * rows.numel() for rows in before) and table.parameter_count() < 0.5 * whole
-    other = coded(kind)
+    other = quantizable(kind)
     other.load_state_dict(state)
     assert torch.equal(other.scores(h), table.scores(h)) and other.parameter_count() == table.parameter_count()
     assert all(torch.equal(part, state[name]) for name, part in other.state_dict().items())
@@ -359,7 +372,7 @@ def test_beside_codes_priors_and_order_take_a_byte_or_two_an_item(levels, kinds)
     other = built()
     other.load_state_dict(old)
     assert torch.equal(other.scores(h), table.scores(h))
-    # An order that the priors do not tell is kept.
+    # An order that does not follow from the priors is saved.
     table = built(counts, torch.zeros(items))
     table.quantize()
     other = built()
@@ -368,14 +381,14 @@ def test_beside_codes_priors_and_order_take_a_byte_or_two_an_item(levels, kinds)
     assert torch.equal(other.scores(h), table.scores(h))
 
 
-def test_rows_that_were_trained_after_encoding_are_kept_as_they_are():
-    table = adaptive(cut=CODED).float()
+def test_rows_that_were_trained_after_quantization_are_saved_as_rows():
+    table = adaptive(cut=QUANTIZED).float()
     table.quantize()
     with torch.no_grad():
         table.blocks[1].embedding.weight[0, 0] += 1
     state = table.state_dict()
     assert "blocks.1.embedding.weight" in state and "blocks.2.embedding.codes.0" in state
-    other = adaptive(cut=CODED).float()
+    other = adaptive(cut=QUANTIZED).float()
     other.quantize()
     other.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(rows_of(other), rows_of(table), strict=True))
@@ -384,7 +397,7 @@ def test_rows_that_were_trained_after_encoding_are_kept_as_they_are():
 
 @pytest.mark.parametrize("kind", ["one level", "tied"])
 def test_codes_stay_with_a_table_of_another_precision(kind):
-    table = coded(kind)
+    table = quantizable(kind)
     table.quantize()
     count = table.parameter_count()
     assert table.double().parameter_count() == table.half().parameter_count() == count
@@ -392,8 +405,8 @@ def test_codes_stay_with_a_table_of_another_precision(kind):
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("kind", ["one level", "tied", "untied"])
-def test_codebooks_have_the_gradient_of_the_rows_that_they_make(kind, sparse):
-    table = coded(kind).double()
+def test_codebooks_have_the_gradient_of_their_rows(kind, sparse):
+    table = quantizable(kind).double()
     table.quantize()
     before = [[part.codes for part in embedding.codes] for embedding in table.quantized_embeddings()]
     books = table.train_codebooks()
@@ -434,14 +447,14 @@ def test_codebooks_have_the_gradient_of_the_rows_that_they_make(kind, sparse):
     )
 
 
-def test_without_codes_nothing_is_encoded(table):
+def test_a_table_without_codes_is_not_quantized(table):
     before = {name: part.clone() for name, part in table.state_dict().items()}
     assert not table.quantize()
     assert all(torch.equal(part, before[name]) for name, part in table.state_dict().items())
 
 
 def test_popular_items_have_the_finer_codes_on_one_level_too():
-    table = coded("one level")
+    table = quantizable("one level")
     before = table.items.detach().clone()
     table.quantize()
     lost = (table.items - before).square().mean(1)[table._by_popularity].split(list(table.cut.sizes))
@@ -481,10 +494,10 @@ def test_each_block_starts_as_the_best_approximation_of_its_rows(tied):
     table, rows = adaptive(tied), torch.randn(ITEMS, SIZE, dtype=torch.double)
     table.start_from(rows)
     for j, width in enumerate(CUT.widths):
-        own = rows[table.ids(j)]
-        for found in (table(table.ids(j)), table.scored_blocks[j](torch.arange(len(own)))):
-            error = (found - own).square().sum()
-            best = torch.linalg.svdvals(own)[width:].square().sum()
+        block = rows[table.ids(j)]
+        for approximation in (table(table.ids(j)), table.scored_blocks[j](torch.arange(len(block)))):
+            error = (approximation - block).square().sum()
+            best = torch.linalg.svdvals(block)[width:].square().sum()
             torch.testing.assert_close(error, best, rtol=1e-6, atol=1e-9)
 
 
@@ -499,6 +512,30 @@ def test_each_block_starts_as_the_best_approximation_of_its_rows(tied):
 )
 def test_the_cut_of_a_catalog(values, sizes, widths):
     assert cut_blocks(make_config("cprec", **values), 100, 64) == Blocks(sizes, widths)
+
+
+CUT_KEYS = {"item_blocks": 4, "item_block_growth": 2.0, "item_widths": None, "item_width_factor": None}
+
+
+@settings(derandomize=True, deadline=None)
+@given(
+    items=st.integers(16, 5000),
+    size=st.integers(1, 64),
+    blocks=st.one_of(st.integers(2, 4), st.lists(st.integers(1, 15), min_size=1, max_size=4, unique=True).map(sorted)),
+    growth=st.floats(1, 3),
+    codes=st.sampled_from([None, 0]),
+    tied=st.booleans(),
+    limit=st.one_of(st.none(), st.integers(1, 300_000)),
+)
+def test_blocks_hold_the_catalog_and_keep_a_limit_that_can_be_met(items, size, blocks, growth, codes, tied, limit):
+    config = CUT_KEYS | {"item_blocks": blocks, "item_block_growth": growth, "item_codes": codes}
+    cut = cut_blocks(config | {"item_output": "tied" if tied else "untied"}, items, size, limit)
+    assert sum(cut.sizes) == items and min(cut.sizes) >= 1
+    assert len(cut.sizes) == len(cut.widths) and len(cut.codes) in (0, len(cut.sizes))
+    assert max(cut.widths) <= size and min(cut.widths) >= 1
+    narrowest = Blocks(cut.sizes, (1,) * len(cut.sizes))
+    if limit is not None and table_parameters(narrowest, size, tied) <= limit:
+        assert table_parameters(cut, size, tied) <= limit
 
 
 @pytest.mark.parametrize("codes", [None, 0])
@@ -530,7 +567,7 @@ def test_no_code_stands_for_more_channels_than_there_are(size, limit):
     assert max(blocks.codes, default=1) <= size
 
 
-def test_a_given_factor_width_or_code_is_kept_under_a_limit():
+def test_a_limit_changes_no_factor_width_or_code_of_the_configuration():
     assert cut_blocks(make_config("cprec", item_codes=3), 100, 64, 10) == Blocks((7, 13, 27, 53), (64,) * 4, (3,) * 4)
     with_both = make_config("cprec", item_codes=[1, 1, 2, 4], item_width_factor=2.0)
     assert cut_blocks(with_both, 100, 64) == Blocks((7, 13, 27, 53), (64, 32, 16, 8), (1, 1, 2, 4))
@@ -555,7 +592,7 @@ def test_a_cut_that_does_not_fit_is_refused(values, message):
         cut_blocks(make_config("cprec", **values), 4, 64)
 
 
-def test_a_limit_below_the_narrowest_rows_is_said_to_be_missed(ml100k, caplog):
+def test_a_limit_below_the_narrowest_rows_gives_a_warning(ml100k, caplog):
     train = ml100k.train._dataset
     with caplog.at_level(logging.WARNING):
         assert build_item_table(make_config("cprec"), train, 1683, 64, 1000).cut.widths == (64, 32, 16, 8)
@@ -587,9 +624,13 @@ def test_items_are_ordered_by_the_training_part_alone(ml100k):
 
 
 @pytest.mark.parametrize("kind", ["full", "adaptive"])
-def test_a_model_that_says_nothing_says_how_popular_items_are(kind, ml100k):
-    """Where rows and entries add nothing, items have the probability that the prior gives them."""
-    config = make_config("student", build_item_table=kind, popularity_prior=2.0, served_prior=0.25)
+def test_without_rows_items_have_the_probability_of_their_priors(kind, ml100k):
+    config = make_config(
+        "student",
+        item_table=kind,
+        popularity_prior=2.0,
+        served_prior=0.25,
+    )
     train = ml100k.train._dataset
     table = build_item_table(config, train, train.item_num, 64)
     with torch.no_grad():
@@ -608,8 +649,8 @@ def test_there_are_no_priors_at_a_share_of_0(ml100k):
     assert not FullItemTable(ITEMS, SIZE).prior.any()
 
 
-def test_validation_chooses_the_part_of_the_priors_that_is_served(ml100k, monkeypatch):
-    """Of the parts that it tries the one with the best result; the likelihood of an item does not depend on it."""
+def test_validation_chooses_the_prior_scale_at_inference(ml100k, monkeypatch):
+    """Of the scales tried the one with the best result; the likelihood of an item does not depend on it."""
     config = make_config("teacher")
     model = get_model("AdaRecTeacher")(config, ml100k.train._dataset)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)

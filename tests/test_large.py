@@ -19,22 +19,22 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("items", "asked", "expected"),
+    ("items", "item_loss", "expected"),
     [
         (100, "auto", "full"), (1_683, "auto", "chunked"), (10_001, "auto", "chunked"), (10_002, "auto", "sampled"),
         (1_683, "full", "full"), (100, "chunked", "chunked"), (100, "sampled", "sampled"),
         (10**6, "chunked", "chunked"),
     ],
 )  # fmt: skip
-def test_the_way_follows_the_catalog_unless_it_is_asked_for(items, asked, expected, caplog):
+def test_the_mode_of_the_loss_follows_the_catalog_unless_it_is_configured(items, item_loss, expected, caplog):
     with caplog.at_level(logging.INFO):
-        loss = SoftmaxLoss(make_config("teacher", item_loss=asked), items, CPU)
+        loss = SoftmaxLoss(make_config("teacher", item_loss=item_loss), items, CPU)
     assert loss.mode == expected and f"{expected} for {items - 1} items" in caplog.text
     if expected == "chunked":
         assert loss.rows * items * 4 <= max(2**20, 64 * items * 4), "a chunk fits the cache, or is 64 positions"
 
 
-def test_an_unknown_way_is_refused_by_name():
+def test_an_unknown_mode_is_refused_by_name():
     with pytest.raises(AdaRecError, match="item_loss.*'sample'.*sampled"):
         make_config("teacher", item_loss="sample")
 

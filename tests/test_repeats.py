@@ -38,7 +38,7 @@ def test_the_k_best_are_those_of_all_scores(ml100k, item_table, bias):
 
 
 @torch.no_grad()
-def test_every_item_of_a_history_has_the_bias_once_and_no_other_has_it(ml100k):
+def test_every_seen_item_has_the_bias_once_and_no_other_item_has_it(ml100k):
     model = student_of(ml100k)
     rows = ml100k.test._dataset[torch.arange(20)]
     plain = model.full_sort_predict(rows)
@@ -79,7 +79,7 @@ def test_the_bias_raises_rank_and_likelihood_where_nobody_repeats(ml100k):
     assert (before.ndcg_new >= before.ndcg).all()
 
 
-def test_a_given_bias_is_kept(ml100k):
+def test_a_bias_of_the_configuration_is_not_fitted(ml100k):
     config = make_config("student", repeat_bias=-1.0)
     model = get_model("AdaRecStudent")(config, ml100k.train._dataset)
     get_trainer(config["MODEL_TYPE"], config["model"])(config, model).fit_repeat_bias(ml100k.valid)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.item_table.base import ItemTable, TopK
+from recbole_adarec.model.item_table.base import TopK
 from recbole_adarec.model.stored import build_model
 from recbole_adarec.model.teachers.base import AdaRecTeacher
 from recbole_adarec.storage.model_files import load_state
@@ -118,9 +118,6 @@ class Recommender:
         """
         if not 1 <= k < len(self.item_tokens):
             raise AdaRecError(f"k is {k}, expected 1 to {len(self.item_tokens) - 1}")
-        if not isinstance(self.model.item_table, ItemTable):  # a model of RecBole scores all items
-            best = self.scores([history]).topk(k)
-            return TopK(best.indices, best.values, 1.0)
         row = self._item_seq(history).to(next(self.model.parameters()).device)
         return self.model.top_k(row, torch.tensor([row.shape[1]], device=row.device), k)
 

@@ -1,1 +1,1 @@
-"""Distillation: teacher outputs, layer mappings, and the sum of the losses."""
+"""Distillation: the teacher's outputs, the mapping of layers, and the sum of the losses."""

@@ -1,11 +1,15 @@
-"""The losses: ``L = (1 - gamma) L_CE + gamma (L_emb + L_hid + L_out)``; the search adds ``beta L_cost``.
+"""The losses of AdaRec (arXiv 2107.07173, sections 3.3 and 3.4), and their sum.
 
-AdaRec, arXiv 2107.07173, sections 3.3 and 3.4.
+    L = (1 - gamma) L_CE + gamma (L_emb + L_hid + L_out)        (the search adds beta L_cost)
+
+* L_CE: cross entropy of the next item at every real position (`recbole_adarec.losses`).
+* L_emb: mean squared error between the teacher's embedding output and the student's, projected to C_t channels.
+* L_hid: distance of the student's S projected layers to the teacher's T layers (`layer_mapping`).
+* L_out: ``t^2 KL(teacher || student)`` of the softmax over items at temperature t (`recbole_adarec.losses`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +20,7 @@ from recbole_adarec import distributed
 from recbole_adarec.distillation.layer_mapping import DISTANCES, MAPPINGS
 from recbole_adarec.distillation.teacher_outputs import TeacherTargets
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.losses.item_loss import ItemLoss, LossWeights, OutputTargets
 from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.item_table.base import ItemTable
 from recbole_adarec.model.positions import nonzero_positions
@@ -23,7 +28,17 @@ from recbole_adarec.model.seen_items import seen_items
 
 
 class Losses(NamedTuple):
-    """The total, which carries the gradient, its parts for the record, and the distances that move the layers."""
+    """The losses of a batch.
+
+    Attributes
+    ----------
+    total : Tensor
+        L, a scalar, which carries the gradient.
+    parts : dict of str to Tensor
+        ``ce``, ``output``, ``embedding`` and ``hidden``, unweighted scalars without gradient, for the training log.
+    distances : Tensor or None
+        D over the whole batch, ``[S, T]``, from which the layer weights are updated; None without L_hid.
+    """
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -31,9 +46,9 @@ class Losses(NamedTuple):
 
 
 class Distiller(nn.Module):
-    """Projections from student to teacher channels, layer weights, and the sum of the losses.
+    """The sum of the losses, with its projections from student to teacher channels and the layer weights.
 
-    Part of the training state, not of the student that is served.
+    Part of the training state, not of the deployed student.
 
     Parameters
     ----------
@@ -44,11 +59,16 @@ class Distiller(nn.Module):
     teacher_size, teacher_layers : int
         C_t and T; without layers, T = 0, there is no L_hid.
     teacher_table : Tensor
-        What scores the teacher's outputs, its priors last, ``[I, C_t + 1]``.
+        The rows that score the teacher's outputs, each followed by its prior, ``[I, C_t + 1]``.
     teacher_bias : float
         The teacher's `repeat_bias`.
     teacher_items : Tensor, optional
-        The teacher's item embeddings, where they are not in its table (as in stock models of RecBole), ``[I, C_e]``.
+        The teacher's item embeddings, where they are not in its table (as in RecBole models), ``[I, C_e]``.
+
+    Raises
+    ------
+    AdaRecError
+        If ``layer_mapping`` or ``hidden_distance`` is unknown.
     """
 
     def __init__(
@@ -75,7 +95,7 @@ class Distiller(nn.Module):
         self.distance = DISTANCES[config["hidden_distance"]]
         self.project_embedding = nn.Linear(student_size, teacher_items.shape[1])
         self.project_layers = nn.ModuleList(nn.Linear(student_size, teacher_size) for _ in range(student_layers))
-        teacher_layers = max(teacher_layers, 1)  # without any nothing is mapped
+        teacher_layers = max(teacher_layers, 1)  # without layers the mapping is not used
         self.mapping = MAPPINGS[config["layer_mapping"]](student_layers, teacher_layers, config)
         self.register_buffer("teacher_table", teacher_table.detach(), persistent=False)
         self.teacher_table: Tensor
@@ -89,7 +109,7 @@ class Distiller(nn.Module):
         ``E_t ~ U S V^T``: the table becomes ``U S``, and all projections start at ``V``, so that they map it back. An
         adaptive table takes the best approximation of ``U S`` in each block.
         """
-        # V is found from the [C_t, C_t] matrix E_t^T E_t: a catalog of a million items takes a second.
+        # V comes from the [C_t, C_t] matrix E_t^T E_t: a catalog of a million items takes a second.
         double = self.teacher_items.double()
         v = torch.linalg.eigh(double.T @ double).eigenvectors.flip(1).to(self.teacher_items.dtype)
         rank = min(item_table.size, v.shape[1])
@@ -108,73 +128,78 @@ class Distiller(nn.Module):
         targets: Tensor,
         table: ItemTable,
         teacher_targets: TeacherTargets,
-        item_loss: Callable[..., tuple[Tensor, Tensor, Tensor]],
+        item_loss: ItemLoss,
         share: float = 1.0,
         repeat_bias: float = 0.0,
     ) -> Losses:
         """All losses of a batch.
+
+        L_CE is over all real positions, the other losses over the N positions at which the teacher teaches. Where these
+        are the same, L_CE and L_out come from one pass over the scores.
 
         Parameters
         ----------
         encoding : Encoding
             The student's, ``[B, L, C_s]``.
         item_seq, targets : Tensor
-            Item ids, and those to predict, int64 ``[B, L]``, 0 where padded.
+            Item ids and the next items to predict, int64 ``[B, L]``, 0 where padded.
         table : ItemTable
-            The student's.
-        lesson : TeacherTargets
-            The teacher's outputs.
-        item_loss : SoftmaxLoss or AdaptiveSoftmaxLoss
-            That of the table: computes L_CE and L_out.
+            The student's item table.
+        teacher_targets : TeacherTargets
+            The teacher's outputs on the batch.
+        item_loss : ItemLoss
+            The loss over items of the table, which computes L_CE and L_out.
         share : float
-            Part of the batch that this process has: the layers of all processes are matched by one flow.
+            Share of the batch's targets that this process holds: one flow maps the layers of all processes.
         repeat_bias : float
             The student's.
         """
-        taught, labels = encoding.select(teacher_targets.rows), targets.flatten()[teacher_targets.rows]
+        student = encoding.select(teacher_targets.rows)
+        labels = targets.flatten()[teacher_targets.rows]
         parts: dict[str, Tensor] = {}
-        ce_weight = (1 - self.gamma) * self.use_ce
-        teacher: dict[str, Any] = {}
+        weights = LossWeights((1 - self.gamma) * self.use_ce, self.gamma, self.temperature)
         seen = seen_items(item_seq, teacher_targets.rows, repeat_bias, self.teacher_bias)
+        teacher: OutputTargets[Any] | None = None
         if self.use_output:
-            teacher = {"teacher_states": teacher_targets.output, "teacher_table": self.teacher_table}
-            teacher["teacher_bias"] = self.teacher_bias
-            teacher["teacher_softmax"] = teacher_targets.softmax
-        if teacher_targets.every_position:
-            total, parts["ce"], parts["output"] = item_loss(
-                taught.output, table, labels, ce_weight=ce_weight, kl_weight=self.gamma,
-                temperature=self.temperature, seen=seen, **teacher,
-            )  # fmt: skip
-        else:
-            real = nonzero_positions(targets != 0)
-            before = seen_items(item_seq, real, repeat_bias)
-            total, parts["ce"], _ = item_loss(
-                encoding.select(real).output, table, targets.flatten()[real], ce_weight=ce_weight, seen=before
+            teacher = OutputTargets(
+                teacher_targets.output, self.teacher_table, self.teacher_bias, teacher_targets.softmax
             )
-            part, _, parts["output"] = item_loss(
-                taught.output, table, labels, ce_weight=0.0, kl_weight=self.gamma,
-                temperature=self.temperature, seen=seen, **teacher,
-            )  # fmt: skip
-            total = total + part
+        if teacher_targets.every_position:
+            total, parts["ce"], parts["output"] = item_loss(student.output, table, labels, weights, teacher, seen)
+        else:
+            rows = nonzero_positions(targets != 0)
+            states, next_items = encoding.select(rows).output, targets.flatten()[rows]
+            total, parts["ce"], _ = item_loss(
+                states, table, next_items, LossWeights(weights.ce), seen=seen_items(item_seq, rows, repeat_bias)
+            )
+            output_only = weights._replace(ce=0.0)
+            loss, _, parts["output"] = item_loss(student.output, table, labels, output_only, teacher, seen)
+            total = total + loss
         if self.use_embedding:
-            loss = F.mse_loss(self.project_embedding(taught.embedding), teacher_targets.embedding)
+            loss = F.mse_loss(self.project_embedding(student.embedding), teacher_targets.embedding)
             parts["embedding"] = loss.detach()
             total = total + self.gamma * loss
-        distances = None
+        global_distances = None
         if self.use_hidden:
             projected = torch.stack(
-                [project(hidden) for project, hidden in zip(self.project_layers, taught.layers, strict=True)]
+                [project(hidden) for project, hidden in zip(self.project_layers, student.layers, strict=True)]
             )
-            own = self.distance.between(projected.float(), teacher_targets.layers, teacher_targets.terms)
-            distances = distributed.total(own.detach() * share)
-            loss = self.mapping(own, distances)
+            distances = self.distance.between(projected.float(), teacher_targets.layers, teacher_targets.terms)
+            global_distances = distributed.total(distances.detach() * share)
+            loss = self.mapping(distances, global_distances)
             parts["hidden"] = loss.detach()
             total = total + self.gamma * loss
-        return Losses(total, parts, distances)
+        return Losses(total, parts, global_distances)
 
 
 def check_distillation(config: Any) -> None:
-    """Refuse values that no loss can be built from, by one line."""
+    """Check the configuration of the distillation losses.
+
+    Raises
+    ------
+    AdaRecError
+        If ``layer_mapping`` or ``hidden_distance`` is unknown.
+    """
     for key, known in (("layer_mapping", MAPPINGS), ("hidden_distance", tuple(DISTANCES))):
         if config[key] not in known:
             raise AdaRecError(f"{key}: unknown value {config[key]!r}; known are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Teacher outputs, computed once per window and reused in every epoch of search and student."""
+"""The teacher's outputs on batches of windows: computed live, or cached once for every epoch of search and student."""
 
 from __future__ import annotations
 
@@ -11,33 +11,32 @@ from torch import Tensor
 from recbole_adarec.data.dataset import WINDOW_FIELD, WindowDataset
 from recbole_adarec.distillation.layer_mapping import LayerDistance
 from recbole_adarec.losses.adaptive_softmax import TeacherBlocks, block_scores
-from recbole_adarec.losses.full_softmax import TeacherSoftmax
-from recbole_adarec.model.item_table.adaptive import AdaptiveItemTable
-from recbole_adarec.model.item_table.base import ItemTable, append_ones
+from recbole_adarec.losses.softmax import TeacherSoftmax
+from recbole_adarec.model.item_table.base import ItemTable, TeacherTable, append_ones
 from recbole_adarec.model.positions import nonzero_positions
-from recbole_adarec.model.seen_items import seen_items
+from recbole_adarec.model.seen_items import SeenItems, seen_items
 from recbole_adarec.model.teachers.base import AdaRecTeacher
 
 
 class TeacherTargets(NamedTuple):
-    """What the teacher has to say of a batch, at the N positions where it may teach.
+    """The teacher's outputs on a batch, at the N positions at which it teaches.
 
     Attributes
     ----------
     rows : Tensor
-        Those positions, as `nonzero_positions` gives them, int64 ``[N]``.
+        These positions, as `nonzero_positions` returns them, int64 ``[N]``.
     every_position : bool
-        Whether they are all that are not padding.
+        Whether they are all positions that are not padding.
     embedding : Tensor
-        ``[N, C]``; in a stock model of RecBole embedding, layers and output may each have another C.
+        Target of L_emb, ``[N, C]``; in a RecBole model embedding, layers and output may each have another C.
     layers : Tensor
-        ``[T, N, C]``, as `LayerDistance.prepare` leaves them; T may be 0.
+        Values of the T layers for L_hid, as `LayerDistance.prepare` returns them, ``[T, N, C]``; T may be 0.
     terms : Tensor
-        ``[T, N]``, likewise.
+        Terms of the layers for L_hid, likewise, ``[T, N]``.
     output : Tensor
-        ``[N, C]``, scored by the teacher's item table.
+        States that the teacher's item table scores in L_out, ``[N, C]``.
     softmax : TeacherSoftmax or TeacherBlocks, optional
-        What that scoring gives, where it is kept.
+        The softmax of these scores, where it is cached.
     """
 
     rows: Tensor
@@ -50,24 +49,90 @@ class TeacherTargets(NamedTuple):
 
 
 class LiveTeacher:
-    """Runs the teacher for each batch; its layers are prepared for a distance."""
+    """Runs the teacher on each batch.
+
+    Parameters
+    ----------
+    teacher : AdaRecTeacher
+        The teacher, in evaluation mode.
+    distance : LayerDistance
+        D of L_hid, whose teacher's part is computed here.
+    """
 
     def __init__(self, teacher: AdaRecTeacher, distance: LayerDistance) -> None:
         self.teacher, self.distance = teacher, distance
 
     @torch.no_grad()
     def targets_of(self, interaction: Any) -> TeacherTargets:
-        """The lesson of a batch of windows."""
-        encoding, positions = self.teacher.distillation_targets_in(interaction)
-        none = encoding.output.new_empty(0, len(encoding.output), self.teacher.hidden_size)
-        layers, terms = self.distance.prepare((torch.stack(encoding.layers) if encoding.layers else none).float())
-        rows = nonzero_positions(positions)
-        everywhere = len(rows) == int((interaction[self.teacher.ITEM_SEQ] != 0).sum())
-        return TeacherTargets(rows, everywhere, encoding.embedding.float(), layers, terms, encoding.output.float())
+        """The teacher's outputs on a batch of windows, an Interaction."""
+        encoding, mask = self.teacher.distillation_targets_in(interaction)
+        no_layers = encoding.output.new_empty(0, len(encoding.output), self.teacher.hidden_size)
+        layers, terms = self.distance.prepare((torch.stack(encoding.layers) if encoding.layers else no_layers).float())
+        rows = nonzero_positions(mask)
+        every_position = len(rows) == int((interaction[self.teacher.ITEM_SEQ] != 0).sum())
+        return TeacherTargets(rows, every_position, encoding.embedding.float(), layers, terms, encoding.output.float())
+
+
+class _SoftmaxCache:
+    """The teacher's softmax over all items, for at most M positions.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        The rows that score the teacher's outputs, each followed by its prior, ``[I, C_t + 1]``.
+    temperature : float
+        t of L_out.
+    positions : int
+        M.
+    """
+
+    def __init__(self, matrix: Tensor, temperature: float, positions: int) -> None:
+        self._matrix, self._temperature = matrix, temperature
+        self._probability = torch.empty(positions, len(matrix), dtype=torch.half, device=matrix.device)
+        self._negative_entropy = torch.empty(positions, device=matrix.device)
+
+    def fill(self, part: slice, output: Tensor, seen: SeenItems | None) -> None:
+        """Cache the softmax of outputs ``[n, C_t]`` with the items seen before them."""
+        logits = append_ones(output) @ self._matrix.T
+        if seen is not None:
+            seen.add_to(logits)
+        log_p = logits.div_(self._temperature).log_softmax(-1)
+        self._probability[part] = p = log_p.exp()
+        self._negative_entropy[part] = (p * log_p).sum(-1)
+
+    def select(self, index: Tensor) -> TeacherSoftmax:
+        """The softmax at some of the M positions, int64 ``[N]``."""
+        return TeacherSoftmax(self._probability, index, self._negative_entropy[index])
+
+
+class _BlockCache:
+    """The teacher's logits of the tail blocks of a student's item table, for at most M positions.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        As `_SoftmaxCache`.
+    student_table : ItemTable
+        The student's item table, with J tail blocks.
+    positions : int
+        M.
+    """
+
+    def __init__(self, matrix: Tensor, student_table: ItemTable, positions: int) -> None:
+        self._matrix, self._student_table = matrix, student_table
+        self._scores = torch.empty(positions, student_table.tail_blocks, device=matrix.device)
+
+    def fill(self, part: slice, output: Tensor, seen: SeenItems | None) -> None:
+        """Cache the logits of outputs ``[n, C_t]`` with the items seen before them."""
+        self._scores[part] = block_scores(output, self._matrix, self._student_table, seen).scores
+
+    def select(self, index: Tensor) -> TeacherBlocks:
+        """The logits at some of the M positions, int64 ``[N]``."""
+        return TeacherBlocks(self._scores[index])
 
 
 class CachedTeacher:
-    """Keeps the lessons of all windows in memory, in half precision.
+    """The teacher's outputs on all windows, in memory in half precision.
 
     Parameters
     ----------
@@ -76,11 +141,12 @@ class CachedTeacher:
     dataset : WindowDataset
         The windows.
     temperature : float, optional
-        Keep the teacher's softmax over all items at this temperature too.
+        Cache the teacher's softmax over all items at this temperature too.
     batch_size : int
-        Windows that it is asked for at a time.
+        Windows that the teacher encodes at a time.
     student_table : ItemTable, optional
-        If it is adaptive, the teacher's scores of its blocks are kept.
+        The student's item table; where its softmax has two levels, the teacher's logits of its tail blocks are cached,
+        and not the softmax over all items.
     """
 
     def __init__(
@@ -91,86 +157,70 @@ class CachedTeacher:
         batch_size: int = 64,
         student_table: ItemTable | None = None,
     ) -> None:
-        self.item_seq, self.length = live.teacher.ITEM_SEQ, dataset.windows.length
-        self.device = next(live.teacher.parameters()).device
-        teacher, most = live.teacher, int(dataset.windows.length.sum())
+        teacher, positions = live.teacher, int(dataset.windows.length.sum())
+        self._item_seq, self._length = teacher.ITEM_SEQ, dataset.windows.length
+        self._device = next(teacher.parameters()).device
         # Filled in place: to join parts at the end would take the memory twice.
-        self.widths, self.layers_shape = _widths(teacher), (teacher.distilled_layers, teacher.hidden_size)
-        self.store = torch.empty(most, sum(self.widths), dtype=torch.half, device=self.device)
-        self.terms = torch.empty(most, teacher.distilled_layers, device=self.device)
-        table = teacher.item_table.matrix
-        self.softmax: Tensor | None = None
-        if temperature is not None:
-            self.softmax = torch.empty(most, len(table), dtype=torch.half, device=self.device)
-            self.negative_entropy = torch.empty(most, device=self.device)
-        self.block_scores: Tensor | None = None
-        if isinstance(student_table, AdaptiveItemTable):
-            self.block_scores = torch.empty(most, len(student_table.blocks) - 1, device=self.device)
-        rows, columns, done = [], [], 0
+        self._widths, self._layers_shape = _widths(teacher), (teacher.distilled_layers, teacher.hidden_size)
+        self._outputs = torch.empty(positions, sum(self._widths), dtype=torch.half, device=self._device)
+        self._terms = torch.empty(positions, teacher.distilled_layers, device=self._device)
+        matrix = teacher.item_table.matrix
+        self._softmax: _SoftmaxCache | _BlockCache | None = None
+        if student_table is not None and student_table.tail_blocks:
+            self._softmax = _BlockCache(matrix, student_table, positions)
+        elif temperature is not None:
+            self._softmax = _SoftmaxCache(matrix, temperature, positions)
+        windows, columns, done = [], [], 0
         for window in torch.arange(len(dataset)).split(batch_size):
-            interaction = dataset[window].to(self.device)
-            teacher_targets = live.targets_of(interaction)
-            places, width = teacher_targets.rows.cpu(), interaction[self.item_seq].shape[1]
-            rows.append(window[places // width])
-            columns.append(places % width)
-            here = slice(done, done + len(places))
-            self.store[here] = torch.cat(
-                [teacher_targets.embedding, *teacher_targets.layers, teacher_targets.output], -1
-            )
-            self.terms[here] = teacher_targets.terms.T
-            seen = seen_items(interaction[self.item_seq], teacher_targets.rows, float(teacher.repeat_bias))
-            if self.softmax is not None and temperature is not None:
-                logits = append_ones(teacher_targets.output) @ table.T
-                if seen is not None:
-                    seen.add_to(logits)
-                log_p = logits.div_(temperature).log_softmax(-1)
-                self.softmax[here] = p = log_p.exp()
-                self.negative_entropy[here] = (p * log_p).sum(-1)
-            if self.block_scores is not None and isinstance(student_table, AdaptiveItemTable):
-                self.block_scores[here] = block_scores(teacher_targets.output, table, student_table, seen=seen).scores
-            done += len(places)
-        self.column = torch.cat(columns)
-        self.count = torch.bincount(torch.cat(rows), minlength=len(dataset))
-        self.first = self.count.cumsum(0) - self.count
+            interaction = dataset[window].to(self._device)
+            targets = live.targets_of(interaction)
+            rows, width = targets.rows.cpu(), interaction[self._item_seq].shape[1]
+            windows.append(window[rows // width])
+            columns.append(rows % width)
+            part = slice(done, done + len(rows))
+            self._outputs[part] = torch.cat([targets.embedding, *targets.layers, targets.output], -1)
+            self._terms[part] = targets.terms.T
+            if self._softmax is not None:
+                seen = seen_items(interaction[self._item_seq], targets.rows, float(teacher.repeat_bias))
+                self._softmax.fill(part, targets.output, seen)
+            done += len(rows)
+        self._column = torch.cat(columns)
+        self._count = torch.bincount(torch.cat(windows), minlength=len(dataset))  # of the positions of each window
+        self._first = self._count.cumsum(0) - self._count
 
     def targets_of(self, interaction: Any) -> TeacherTargets:
-        """The lesson of a batch of windows."""
-        # Which rows those are is known without the device: to ask it is to wait for all that was queued.
-        windows, width = interaction[WINDOW_FIELD].cpu(), interaction[self.item_seq].shape[1]
-        count = self.count[windows]
-        row = torch.arange(len(windows)).repeat_interleave(count)
-        within = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
-        index = self.first[windows][row] + within
-        rows = (row * width + self.column[index]).to(self.device, non_blocking=True)
-        everywhere = torch.equal(count, self.length[windows])
-        index = index.to(self.device, non_blocking=True)
+        """The teacher's outputs on a batch of windows, an Interaction with their numbers in the dataset."""
+        # Computed on the CPU: to read anything from a GPU is to wait for all that was queued.
+        windows, width = interaction[WINDOW_FIELD].cpu(), interaction[self._item_seq].shape[1]
+        count = self._count[windows]
+        window = torch.arange(len(windows)).repeat_interleave(count)
+        within = torch.arange(len(window)) - (count.cumsum(0) - count)[window]
+        index = self._first[windows][window] + within
+        rows = (window * width + self._column[index]).to(self._device, non_blocking=True)
+        every_position = torch.equal(count, self._length[windows])
+        index = index.to(self._device, non_blocking=True)
         # index_select takes a tenth of the time of indexing, for half precision on a CPU.
-        embedding, layers, output = self.store.index_select(0, index).float().split(self.widths, -1)
-        terms = self.terms.index_select(0, index).T
-        layers = layers.unflatten(-1, self.layers_shape).transpose(0, 1)
-        softmax: TeacherSoftmax | TeacherBlocks | None = None
-        if self.block_scores is not None:
-            softmax = TeacherBlocks(self.block_scores[index])
-        elif self.softmax is not None:
-            softmax = TeacherSoftmax(self.softmax, index, self.negative_entropy[index])
-        return TeacherTargets(rows, everywhere, embedding, layers, terms, output, softmax)
+        embedding, layers, output = self._outputs.index_select(0, index).float().split(self._widths, -1)
+        terms = self._terms.index_select(0, index).T
+        layers = layers.unflatten(-1, self._layers_shape).transpose(0, 1)
+        softmax = None if self._softmax is None else self._softmax.select(index)
+        return TeacherTargets(rows, every_position, embedding, layers, terms, output, softmax)
 
 
 def _widths(teacher: AdaRecTeacher) -> list[int]:
     """Channels of the embedding, of all layers together, and of the output."""
-    return [
-        teacher.embedding_size, teacher.distilled_layers * teacher.hidden_size, teacher.item_table.items.shape[1]
-    ]  # fmt: skip
+    table: TeacherTable = teacher.item_table
+    return [teacher.embedding_size, teacher.distilled_layers * teacher.hidden_size, table.items.shape[1]]
 
 
 class TeacherOutputCache:
-    """What one teacher has to say of one dataset, for all that are taught by it.
+    """Cache of one teacher's outputs on one dataset, shared by all trainings that distil from it.
 
-    A run has a search, candidates that are tried, and a student, 17 trainings by default.
+    A run has a search, the trainings of its candidates, and a student: 17 trainings by default.
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[Any, CachedTeacher] | None = None
+        self._cached: tuple[Any, CachedTeacher] | None = None
 
     def get(
         self,
@@ -181,32 +231,46 @@ class TeacherOutputCache:
         temperature: float | None = None,
         student_table: ItemTable | None = None,
     ) -> LiveTeacher | CachedTeacher:
-        """The teacher behind a cache if its outputs fit into `megabytes`, else without.
+        """The teacher's outputs from memory if they fit, else live.
 
-        With a `temperature` its softmax over all items is kept too, if that fits as well; with an adaptive
-        `student_table` its scores of the blocks, which are few.
+        Parameters
+        ----------
+        teacher : AdaRecTeacher
+            The teacher; it is set to evaluation mode.
+        distance : LayerDistance
+            D of L_hid.
+        dataset : WindowDataset
+            The training windows.
+        megabytes : int
+            Memory that the outputs may take (``teacher_cache_mb``).
+        temperature : float, optional
+            Cache the softmax over all items at this temperature too, if that fits as well.
+        student_table : ItemTable, optional
+            The student's item table; of one whose softmax has two levels the teacher's logits of the tail blocks, which
+            are few, are cached too.
         """
         live = LiveTeacher(teacher.eval(), distance)
-        targets = int(dataset.windows.length.sum())
+        positions = int(dataset.windows.length.sum())
         # The layers, the embedding and the output in half precision, and a term a layer.
         bytes_each = 2 * sum(_widths(teacher)) + 4 * teacher.distilled_layers
-        needed, of_softmax = targets * bytes_each / 1e6, targets * (2 * teacher.n_items + 4) / 1e6
+        needed, softmax_needed = positions * bytes_each / 1e6, positions * (2 * teacher.n_items + 4) / 1e6
         if needed > megabytes:
             getLogger().info(
                 f"teacher outputs need {needed:.0f} MB, teacher_cache_mb is {megabytes}: recomputed for each batch"
             )
             return live
-        if needed + of_softmax > megabytes:
+        if needed + softmax_needed > megabytes:
             temperature = None
-        key = (distance, temperature, student_table.starts if isinstance(student_table, AdaptiveItemTable) else None)
-        if self._kept is None or self._kept[0] != key:
+        starts = None if student_table is None else student_table.starts
+        key = (distance, temperature, starts)
+        if self._cached is None or self._cached[0] != key:
             self.clear()  # both at once might need twice the memory
-            needed += 0 if temperature is None else of_softmax
-            what = "outputs" if temperature is None else "outputs and softmax"
-            getLogger().info(f"teacher {what} are kept in memory: {needed:.0f} MB")
-            self._kept = key, CachedTeacher(live, dataset, temperature, student_table=student_table)
-        return self._kept[1]
+            needed += 0 if temperature is None else softmax_needed
+            content = "outputs" if temperature is None else "outputs and softmax"
+            getLogger().info(f"teacher {content} cached in memory: {needed:.0f} MB")
+            self._cached = key, CachedTeacher(live, dataset, temperature, student_table=student_table)
+        return self._cached[1]
 
     def clear(self) -> None:
         """Free the memory."""
-        self._kept = None
+        self._cached = None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recbole_adarec.model.item_table.base import ItemTable
+from recbole_adarec.model.base import SequenceRecommender
 
 
 class UserScores(NamedTuple):
@@ -75,9 +75,8 @@ def user_scores(model: Any, loader: Any, k: int = 10) -> UserScores:
 
 
 def unserved_prior(model: Any) -> Tensor | float:
-    """The part of a model's item priors that its scores do not hold, ``[I]``; 0 for a model without an `ItemTable`.
+    """The part of a model's item priors that its scores do not hold, ``[I]``; 0 for a RecBole model.
 
     It is added to the scores where the probability of an item is computed.
     """
-    table = getattr(model, "item_table", None)
-    return table.unserved_prior if isinstance(table, ItemTable) else 0.0
+    return model.item_table.unserved_prior if isinstance(model, SequenceRecommender) else 0.0

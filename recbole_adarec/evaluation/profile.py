@@ -13,7 +13,6 @@ from torch import nn
 
 from recbole_adarec.model.base import SequenceRecommender
 from recbole_adarec.model.flops import counted_macs
-from recbole_adarec.model.item_table.base import ItemTable
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -32,7 +31,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if isinstance(model, SequenceRecommender):
         table = sum(p.numel() for p in model.item_table.parameters() if p.requires_grad)
-        stored = model.item_table.parameter_count() if isinstance(model.item_table, ItemTable) else table
+        stored = model.item_table.parameter_count()
         return {"total": stored + total - table, "item_table": stored, "layers": total - table}
     n_items = getattr(model, "n_items", None)  # names of parts differ between RecBole's models
     table = sum(

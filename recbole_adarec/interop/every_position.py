@@ -66,7 +66,7 @@ class EveryPosition(SequenceRecommender):
         self.states = EVERY_POSITION_MODELS[config["model"]]
         table: nn.Embedding = self.stock.item_embedding
         self.item_table = FullItemTable(self.n_items, table.embedding_dim)
-        self.item_table.embedding = table
+        self.item_table.share_embedding(table)
 
     def encode(self, item_seq: Tensor) -> Encoding:
         """States at all positions; no layers to distil."""

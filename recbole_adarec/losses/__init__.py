@@ -1,1 +1,1 @@
-"""The softmax over items: cross entropy and output distillation."""
+"""Losses over items: cross entropy L_CE and output distillation L_out of a softmax over the catalog."""

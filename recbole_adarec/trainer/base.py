@@ -15,7 +15,7 @@ from tqdm import tqdm
 from recbole_adarec import distributed
 from recbole_adarec.data.dataset import item_counts
 from recbole_adarec.data.windows import length_batches
-from recbole_adarec.losses.adaptive_softmax import build_item_loss
+from recbole_adarec.losses.build import build_item_loss
 from recbole_adarec.storage.files import load_checkpoint
 from recbole_adarec.storage.recbole_writer import admitted_names, save_trainer
 from recbole_adarec.trainer.calibration import choose_served_prior, fit_repeat_bias, repeat_share

@@ -1,1 +1,1 @@
-"""Item tables: rows for items, and a softmax over them."""
+"""Item tables: embeddings of the items, and the softmax that scores all items for a state."""

@@ -1,19 +1,25 @@
-"""The item table: it embeds items, and makes a softmax over them of what an encoder says.
+"""The item table: embeds items, and turns a state of the encoder into a softmax over all items.
 
-Two implementations of one interface: one row of C channels for every item, or blocks whose rows are narrower, or kept
-as coarser codes, the rarer their items are (CpRec, Sun et al., arXiv 2004.13139, section 3.1).
+Two implementations of one interface: `FullItemTable` has one row of C channels for every item; `AdaptiveItemTable` has
+blocks whose rows are narrower, or kept as coarser codes, the rarer their items are (CpRec, Sun et al., arXiv
+2004.13139, section 3.1).
 
-Each item's logit has an offset of its own, its prior: ``popularity_prior`` times the logarithm of how often the item
-occurs in the training data (Menon et al., arXiv 2007.07314, section 4), so that its row need not say how popular it is.
-Scores may have a part of the prior only, where what is asked for is rarer than what was trained on. Measured with the
-teacher, validation NDCG@10 without a prior, with a prior of 1, and with 0.75 of it in the scores: Beauty .0509, .0526,
-.0529, of the rarer half of the targets .0111, .0113, .0137; ml-100k .0712, .0756, .0756; ml-1m-tail, with the prior
-alone, .1010, .0995.
+Each item's logit has an offset, its prior: ``popularity_prior`` times the logarithm of how often the item occurs in the
+training data (Menon et al., arXiv 2007.07314, section 4), so that its row need not express how popular it is. At
+inference scores may have a part of the prior only, the prior scale (``served_prior``), where the items to find are
+rarer than those of the training data. The rest is the unserved prior.
+
+Notes
+-----
+Measured with the teacher, validation NDCG@10 without a prior, with a prior of 1, and with 0.75 of it in the scores:
+Beauty 0.0509, 0.0526, 0.0529, of the rarer half of the targets 0.0111, 0.0113, 0.0137; ml-100k 0.0712, 0.0756, 0.0756;
+ml-1m-tail, the first two alone, 0.1010, 0.0995.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,20 +30,20 @@ from recbole_adarec.model.seen_items import SeenItems
 
 ITEM_TABLES = ("full", "adaptive")
 ITEM_OUTPUTS = ("tied", "untied")
-INIT_STD = 0.02  # of a channel at first
+INIT_STD = 0.02  # standard deviation of a channel at the random start
 
 
 class TopK(NamedTuple):
-    """The best items of N states; of items with equal scores those with the smaller ids.
+    """The k items with the highest scores for each of N states; of items with equal scores those with smaller ids.
 
     Attributes
     ----------
     items : Tensor
-        Ids, best first, int64 ``[N, k]``.
+        Item ids, best first, int64 ``[N, k]``.
     scores : Tensor
-        Theirs, ``[N, k]``.
+        Their scores, ``[N, k]``.
     scored : float
-        Share of the catalog that was scored to find them, mean over the states.
+        Share of the catalog that was scored, mean over the states.
     """
 
     items: Tensor
@@ -45,29 +51,56 @@ class TopK(NamedTuple):
     scored: float
 
 
+class TeacherTable(Protocol):
+    """A teacher's item table: what distillation reads of it, whether it is an `ItemTable` or a RecBole model's."""
+
+    @property
+    def items(self) -> Tensor:
+        """Rows that score the teacher's outputs, ``[I, C_t]``."""
+
+    @property
+    def matrix(self) -> Tensor:
+        """The same rows, each followed by its prior, ``[I, C_t + 1]``."""
+
+    @property
+    def unserved_prior(self) -> Tensor:
+        """The part of the priors that is not in the scores, ``[I]``."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the table."""
+
+    def parameter_count(self) -> int:
+        """Trainable parameters of the table."""
+
+
 class ItemTable(nn.Module):
-    """What every item table does.
+    """The interface of an item table.
 
-    Where histories are given as `SeenItems`, their bias is added to the logits of their items, in the softmax in which
-    each of them stands.
-
-    Scores rank the items of one state; the padding item 0 is never among the best and has no probability.
+    Scores rank the items of one state. The padding item 0 is never among the best and has no probability. Where seen
+    items are given, their bias is added to the logits of these items, in the softmax in which each of them stands.
 
     Parameters
     ----------
     n_items : int
-        I: items with the padding item 0.
+        I, the padding item included.
     size : int
-        Channels C of states and embeddings.
+        C, channels of states and embeddings.
     prior : Tensor, optional
-        Offset of each item's logit, ``[I]``; zeros without it.
+        Offset of each item's logit, ``[I]``; zeros by default.
     served : float
-        The part of it that is in the scores.
+        Prior scale at inference: the part of the priors that is in the scores, 0 to 1.
 
     Attributes
     ----------
+    prior : Tensor
+        ``[I]``.
+    served : Tensor
+        The prior scale, a scalar.
     sparse : bool
         Whether the gradient holds only the rows that a batch touches.
+    starts : list of int
+        Ranks by popularity at which the blocks of the softmax begin, and the end, I - 1; one block holds all items
+        where the softmax has one level.
     """
 
     prior: Tensor
@@ -77,6 +110,7 @@ class ItemTable(nn.Module):
         super().__init__()
         self.n_items, self.size = n_items, size
         self.sparse = False
+        self.starts = [0, n_items - 1]
         self.register_buffer("served", torch.tensor(served))
         self.register_buffer("prior", torch.zeros(n_items) if prior is None else prior)
 
@@ -85,8 +119,26 @@ class ItemTable(nn.Module):
         """The part of the priors that is not in the scores, ``[I]``."""
         return (1 - self.served) * self.prior
 
+    @property
+    def tail_blocks(self) -> int:
+        """J, the blocks of the second level of the softmax; 0 where there is one level."""
+        return len(self.starts) - 2
+
+    @property
+    def levels(self) -> int:
+        """Levels of the softmax, 1 or 2."""
+        return 2 if self.tail_blocks else 1
+
+    def ids(self, block: int) -> Tensor:
+        """Item ids of a block of the softmax in the order of its logits, int64 ``[n_j]``."""
+        raise NotImplementedError
+
+    def seen_in_block(self, seen: SeenItems, block: int) -> SeenItems:
+        """The seen items of a block, by columns of its logits, counted from 1."""
+        raise NotImplementedError
+
     def forward(self, items: Tensor) -> Tensor:
-        """Embed ids ``[...]`` as ``[..., C]``; padding is embedded as zeros."""
+        """Embed item ids ``[...]`` as ``[..., C]``; padding is embedded as zeros."""
         raise NotImplementedError
 
     def scores(self, states: Tensor, seen: SeenItems | None = None) -> Tensor:
@@ -94,15 +146,15 @@ class ItemTable(nn.Module):
         raise NotImplementedError
 
     def scores_of(self, states: Tensor, items: Tensor, seen: SeenItems | None = None) -> Tensor:
-        """Scores of some items for each state: ids ``[N, K]`` to ``[N, K]``."""
+        """Scores of K candidates for each state: ids ``[N, K]`` to ``[N, K]``."""
         raise NotImplementedError
 
     def log_probability(self, states: Tensor, items: Tensor, seen: SeenItems | None = None) -> Tensor:
-        """Log-probability of one item for each state among all items, with all priors: ids ``[N]`` to ``[N]``."""
+        """Log-probability of one item for each state among all items, with the whole priors: ids ``[N]`` to ``[N]``."""
         raise NotImplementedError
 
     def top_k(self, states: Tensor, k: int, seen: SeenItems | None = None) -> TopK:
-        """The k best items of each state, ``[N, C]``; k is at most I - 1."""
+        """The k items with the highest scores for each state ``[N, C]``; k is at most I - 1."""
         raise NotImplementedError
 
     def embeddings(self) -> list[Tensor]:
@@ -110,19 +162,22 @@ class ItemTable(nn.Module):
         raise NotImplementedError
 
     def start_from(self, rows: Tensor) -> None:
-        """Become the table that is closest to given embeddings, ``[I, C]``, by least squares."""
+        """Become the table that is closest to given embeddings ``[I, C]`` by least squares."""
         raise NotImplementedError
 
     def quantize(self) -> bool:
-        """Make the rows what is kept of them, where that is less than was trained; whether it is."""
+        """Quantize the rows if this table uses codes. Returns whether it did."""
         return False
 
     def quantized_embeddings(self) -> list[QuantizedEmbedding]:
-        """Those whose rows `encode` makes codes."""
+        """The embeddings whose rows `quantize` replaces by codes."""
         return []
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Beside codes the priors are large: items that occur as often have the same, so which one is a byte or two."""
+        """Where rows are codes, priors are saved as their different values and an index of a byte or two an item.
+
+        Items that occur equally often share a value, and as floats the priors would be large beside the codes.
+        """
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if any(embedding.codes for embedding in self.quantized_embeddings()):
             values, index = self.prior.unique(return_inverse=True)
@@ -136,45 +191,63 @@ class ItemTable(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train_codebooks(self) -> list[Tensor]:
-        """Train codebooks in place of rows from now on, as `QuantizedEmbedding` has it; the codebooks."""
+        """Train codebooks in place of rows from now on, see `QuantizedEmbedding`. Returns the codebooks."""
         return [book for embedding in self.quantized_embeddings() for book in embedding.train_codebooks()]
 
     def parameter_count(self) -> int:
-        """Trainable parameters; of what is kept as codes, the parameters of four bytes that its file holds."""
+        """Trainable parameters; codes and codebooks count as parameters of four bytes that the file holds."""
         trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
         return trainable - sum(embedding.saved for embedding in self.quantized_embeddings())
 
 
 def append_ones(states: Tensor) -> Tensor:
-    """States with a channel that is 1, for matrices of items whose last column is their prior, ``[N, C + 1]``."""
+    """States with a last channel of ones, ``[N, C + 1]``, for rows of items that are followed by their priors."""
     return F.pad(states, (0, 1), value=1.0)
 
 
 def unpack_prior(state_dict: dict[str, Any], prefix: str) -> None:
-    """Put the priors of a state back as they are without codes, unless they are so already."""
+    """Restore the priors of a state that has their values and an index instead."""
     if f"{prefix}prior_index" in state_dict:
         index = state_dict.pop(f"{prefix}prior_index").long()
         state_dict[f"{prefix}prior"] = state_dict.pop(f"{prefix}prior_values")[index]
 
 
 def save_order(destination: dict[str, Any], prefix: str, order: Tensor, prior: Tensor) -> None:
-    """Keep an order by popularity in a state, unless that of the priors, which are in it too, is the same."""
+    """Add an order by popularity ``[I - 1]`` to a state, unless the priors ``[I]`` in it give the same order."""
     if not torch.equal(order.long(), by_popularity(len(prior), prior)):
         destination[f"{prefix}by_popularity"] = order.to(torch.int16 if len(prior) <= 2**15 else torch.int)
 
 
 def by_popularity(n_items: int, counts: Tensor | None) -> Tensor:
-    """Ids without padding, those that occur most often first, of equal ones the smaller first, int64 ``[I - 1]``."""
+    """Item ids without padding, most frequent first, of equal ones the smaller id first, int64 ``[I - 1]``.
+
+    `counts` are occurrences ``[I]``; without them the order is that of the ids.
+    """
     if counts is None:
         return torch.arange(1, n_items)
     return counts[1:].argsort(descending=True, stable=True) + 1
 
 
 def best_items(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Ids and scores of the k best of some items, or of all if there are fewer; of equal ones the smaller ids."""
+    """Ids and scores of the k items with the highest scores, best first, of equal ones the smaller id first.
+
+    Parameters
+    ----------
+    scores, ids : Tensor
+        Scores and ids of n items, ``[n]``.
+    k : int
+        All items are returned where there are fewer.
+    """
     if len(scores) > k:
         chosen = (scores >= scores.topk(k).values[-1]).nonzero().squeeze(1)
         scores, ids = scores[chosen], ids[chosen]
     order = ids.argsort()
     order = order[scores[order].argsort(descending=True, stable=True)][:k]
     return ids[order], scores[order]
+
+
+def top_k_of_all(scores: Tensor, k: int) -> TopK:
+    """The k items with the highest scores where all items were scored, ``[N, I]``."""
+    ids = torch.arange(1, scores.shape[1], device=scores.device)
+    best = [best_items(row, ids, k) for row in scores[:, 1:]]
+    return TopK(torch.stack([items for items, _ in best]), torch.stack([row for _, row in best]), 1.0)

@@ -1,4 +1,4 @@
-"""Builds the item table that a configuration asks for."""
+"""Builds the item table of a configuration, with the priors of its items."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGEST_OF_ONE_LEVEL = 50_000  # items
 
 
 def build_item_table(config: Any, dataset: Any, n_items: int, size: int, limit: int | None = None) -> ItemTable:
-    """The item table that a configuration asks for.
+    """The item table of a configuration.
 
     Parameters
     ----------
@@ -30,22 +30,23 @@ def build_item_table(config: Any, dataset: Any, n_items: int, size: int, limit: 
     n_items, size : int
         I and C.
     limit : int, optional
-        Parameters that an adaptive one should have at most, see `cut_blocks`.
+        Parameters that an adaptive table should have at most, see `cut_blocks`; a warning is logged where none has so
+        few.
 
     Raises
     ------
     AdaRecError
-        If the blocks do not fit the catalog.
+        If the blocks do not fit the catalog, or the dataset is not the training part alone.
     """
     if config["item_table"] != "adaptive":
         return full_table(config, dataset, n_items, size)
     blocks = cut_blocks(config, n_items - 1, size, limit)
     counts = _training_counts(dataset, n_items)
     tied = config["item_output"] == "tied"
-    if limit is not None and counts is not None and (found := table_parameters(blocks, size, tied)) > limit:
+    if limit is not None and counts is not None and (parameters := table_parameters(blocks, size, tied)) > limit:
         getLogger().warning(
-            f"total_budget: it leaves {limit} parameters for the {n_items - 1} items, and no blocks have so few; "
-            f"theirs have {found}, so the model is above it; a larger one, or layers that share more, would fit"
+            f"total_budget: it leaves {limit} parameters for the {n_items - 1} items, the item table has {parameters}: "
+            "the model is above its budget; give a larger one, or share more layers"
         )
     priors = _priors(config, dataset, n_items)
     if _levels(config, n_items, size, blocks, tied) == 1:
@@ -54,10 +55,14 @@ def build_item_table(config: Any, dataset: Any, n_items: int, size: int, limit: 
 
 
 def _levels(config: Any, n_items: int, size: int, blocks: Blocks, tied: bool) -> int:
-    """Levels of the softmax over items of an adaptive table: the one that is asked for, or that suits the catalog.
+    """Levels of the softmax of an adaptive table, 1 or 2: ``item_levels``, or what suits the catalog.
 
-    Two cost less with many items, and the best of them are found without scoring all; one is better. Measured with a
-    student of Beauty, test NDCG@10 of .0526 on two and .0539 on one; of ml-1m-tail .1267 and .1317.
+    Two levels cost less with many items, and the best items are found without scoring all; one level is more accurate.
+
+    Notes
+    -----
+    Measured with a student of Beauty, test NDCG@10 of 0.0526 on two levels and 0.0539 on one; of ml-1m-tail 0.1267 and
+    0.1317.
     """
     can_have_one = tied and set(blocks.widths) == {size}
     levels = config["item_levels"]
@@ -73,20 +78,33 @@ def _levels(config: Any, n_items: int, size: int, blocks: Blocks, tied: bool) ->
 
 
 def full_table(config: Any, dataset: Any, n_items: int, size: int, extra: int = 0) -> FullItemTable:
-    """The full table of a configuration, with its priors; parameters as of `build_item_table` and `FullItemTable`."""
+    """The full table of a configuration, with its priors; parameters as `build_item_table` and `FullItemTable`."""
     return FullItemTable(n_items, size, extra, **_priors(config, dataset, n_items))
 
 
 def _priors(config: Any, dataset: Any, n_items: int) -> dict[str, Any]:
-    """What both tables take; without a ``served_prior`` all of it is in the scores until validation has chosen."""
+    """The arguments ``prior`` and ``served`` of an item table.
+
+    Without a ``served_prior`` the prior scale is 1 until validation has chosen it.
+    """
     served = 1.0 if config["served_prior"] is None else float(config["served_prior"])
     return {"prior": popularity_prior(config, dataset, n_items), "served": served}
 
 
 def popularity_prior(config: Any, dataset: Any, n_items: int) -> Tensor | None:
-    """``popularity_prior`` times the logarithm of one more than each item's occurrences, less its mean, ``[I]``.
+    """The prior of each item: ``popularity_prior`` times ``log(count + 1)``, less its mean over the items, ``[I]``.
 
-    None for a model that is rebuilt from its file: there the prior comes with the weights.
+    None where that weight is 0, and for a model that is rebuilt from its file: its prior comes with the weights.
+
+    Parameters
+    ----------
+    config, dataset, n_items
+        As `build_item_table`.
+
+    Raises
+    ------
+    AdaRecError
+        If the dataset is not the training part alone.
     """
     counts, weight = _training_counts(dataset, n_items), config["popularity_prior"]
     if counts is None or not weight:
@@ -98,6 +116,7 @@ def popularity_prior(config: Any, dataset: Any, n_items: int) -> Tensor | None:
 
 
 def _training_counts(dataset: Any, n_items: int) -> Tensor | None:
+    """Occurrences of each item in the training part, ``[I]``; None for a model that is rebuilt from its file."""
     if isinstance(dataset, SequenceDataset) and not isinstance(dataset, WindowDataset):
         raise AdaRecError(
             "popularity is counted in the training part alone; give the model train_data._dataset, not the whole "

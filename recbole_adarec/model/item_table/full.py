@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_adarec.model.item_table.base import INIT_STD, ItemTable, TopK, best_items, by_popularity, save_order
+from recbole_adarec.model.item_table.base import INIT_STD, ItemTable, TopK, by_popularity, save_order, top_k_of_all
 from recbole_adarec.model.item_table.budget import Blocks
 from recbole_adarec.model.item_table.quantization import QuantizedEmbedding
 from recbole_adarec.model.seen_items import SeenItems
@@ -20,18 +20,25 @@ class FullItemTable(ItemTable):
     Parameters
     ----------
     n_items, size
-        As in `ItemTable`.
+        As `ItemTable`.
     extra : int
         Further inputs that are no items and never scored (BERT4Rec's mask).
     std : float
-        Standard deviation of the random start, as in RecBole's SASRec; with ten times as much rare items keep too
+        Standard deviation of the random start, as in RecBole's SASRec; with ten times as much, rare items keep too
         much of it.
     prior, served
-        As in `ItemTable`.
+        As `ItemTable`.
     blocks : Blocks, optional
-        Says what codes the rows become after training, in blocks by popularity.
+        Blocks by popularity, with the codes that their rows become after training.
     counts : Tensor, optional
-        Occurrences of each item in the training data, ``[I]``, which blocks need.
+        Occurrences of each item in the training data, ``[I]``; needed with `blocks`.
+
+    Attributes
+    ----------
+    embedding : nn.Embedding
+        ``[I + extra, C]``.
+    cut : Blocks or None
+        The `blocks`.
     """
 
     def __init__(
@@ -47,30 +54,43 @@ class FullItemTable(ItemTable):
     ) -> None:
         super().__init__(n_items, size, prior, served)
         self.cut, self._by_popularity = blocks, by_popularity(n_items, counts)
-        self.embedding: nn.Embedding = QuantizedEmbedding(
-            n_items + extra, size, padding_idx=0
-        )  # or one of RecBole's own
-        nn.init.normal_(self.embedding.weight, std=std)
+        embedding = QuantizedEmbedding(n_items + extra, size, padding_idx=0)
+        nn.init.normal_(embedding.weight, std=std)
         with torch.no_grad():
-            self.embedding.weight[0].zero_()
+            embedding.weight[0].zero_()
+        self.embedding: nn.Embedding = embedding
+        self._quantized = [embedding]
+
+    def share_embedding(self, embedding: nn.Embedding) -> None:
+        """Use the embedding of another model as the rows, ``[I, C]``; these never become codes."""
+        self.embedding, self._quantized = embedding, []
 
     def use_sparse_gradients(self) -> None:
-        """Give gradients for the rows that a batch touches, for `torch.optim.SparseAdam`; `items` is not trainable."""
+        """Compute gradients of the rows that a batch touches alone, for `torch.optim.SparseAdam`.
+
+        `items` and `matrix` then have no gradient; `rows` has.
+        """
         self.embedding.sparse = self.sparse = True
 
     @property
     def items(self) -> Tensor:
-        """Embeddings of the items alone, ``[I, C]``."""
+        """Embeddings of the items, ``[I, C]``."""
         return self.embedding.weight[: self.n_items]
 
     @property
     def matrix(self) -> Tensor:
-        """What scores states that end `append_ones`: embeddings and, last, priors, ``[I, C + 1]``."""
+        """Embeddings of the items, each followed by its prior, ``[I, C + 1]``; scores states with `append_ones`."""
         return torch.cat([self.items, self.prior[:, None]], 1)
 
     def rows(self, items: Tensor) -> Tensor:
-        """Those of some items, ``[K]`` to ``[K, C + 1]``; the gradient of `matrix` would be that of all rows."""
+        """The rows of `matrix` of some items, ``[K]`` to ``[K, C + 1]``, with a gradient of these rows alone."""
         return torch.cat([self.embedding(items), self.prior[items, None]], 1)
+
+    def ids(self, block: int) -> Tensor:
+        return torch.arange(1, self.n_items, device=self.prior.device)
+
+    def seen_in_block(self, seen: SeenItems, block: int) -> SeenItems:
+        return seen._replace(offset=1)  # the logits of the one block begin with item 1
 
     def forward(self, items: Tensor) -> Tensor:
         return self.embedding(items)
@@ -90,9 +110,7 @@ class FullItemTable(ItemTable):
 
     @torch.no_grad()
     def top_k(self, states: Tensor, k: int, seen: SeenItems | None = None) -> TopK:
-        ids = torch.arange(1, self.n_items, device=states.device)
-        found = [best_items(row, ids, k) for row in self.scores(states, seen)[:, 1:]]
-        return TopK(torch.stack([items for items, _ in found]), torch.stack([scores for _, scores in found]), 1.0)
+        return top_k_of_all(self.scores(states, seen), k)
 
     def embeddings(self) -> list[Tensor]:
         return [self.embedding.weight]
@@ -109,7 +127,7 @@ class FullItemTable(ItemTable):
         return True
 
     def quantized_embeddings(self) -> list[QuantizedEmbedding]:
-        return [self.embedding] if isinstance(self.embedding, QuantizedEmbedding) else []
+        return self._quantized
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -118,10 +136,10 @@ class FullItemTable(ItemTable):
                 save_order(destination, prefix, embedding.order, self.prior)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        order = state_dict.pop(f"{prefix}embedding.order", None)  # as files had it at first
+        order = state_dict.pop(f"{prefix}embedding.order", None)  # the name in older files
         order = state_dict.pop(f"{prefix}by_popularity", order)
         super()._load_from_state_dict(state_dict, prefix, *args)
         if f"{prefix}embedding.codes.0" in state_dict:
             order = by_popularity(self.n_items, self.prior) if order is None else order
-            for embedding in self.quantized_embeddings():  # whose own state comes after this
+            for embedding in self.quantized_embeddings():  # before their own state is loaded
                 embedding.order = order.long()

@@ -1,9 +1,9 @@
-"""Rows of items put together from shared pieces: product quantization.
+"""Product quantization of item embeddings: rows as bytes that point into a codebook.
 
-A row of C channels is cut into m pieces of s channels each, and each piece is the nearest of K that all rows and all
-pieces share, times a scale of its channels: which of them is its code, a byte (Jégou et al., IEEE TPAMI 33(1), 2011,
-section II-B; of item tables Petrov and Macdonald, WSDM 2024, arXiv 2312.06165). One codebook for all pieces, where both
-have one for each, costs a catalog of a few thousand items next to nothing.
+A row of C channels is cut into m pieces of s channels. A codebook of K centres is shared by all rows and all pieces;
+the code of a piece is a byte, the number of the nearest centre, which is scaled channel by channel (Jégou et al., IEEE
+TPAMI 33(1), 2011, section II-B; of item tables Petrov and Macdonald, WSDM 2024, arXiv 2312.06165). One codebook for all
+pieces, where both papers have one for each piece, costs a catalog of a few thousand items next to nothing.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _BYTES = 4  # of a parameter
-_BOOK = 256  # pieces that a byte tells apart
+_CENTRES = 256  # that a byte tells apart
 _ROUNDS = 20  # of k-means
-_SAMPLE = 65_536  # pieces that a codebook is found from, and the most of which codes are found at a time
+_SAMPLE = 65_536  # pieces that a codebook is fitted to, and the most whose codes are computed at a time
 
 
 class PQCodes(NamedTuple):
-    """Rows ``[n, C]`` as codes.
+    """Rows ``[n, C]`` as PQ codes of m pieces of s channels, with K centres.
 
     Attributes
     ----------
     codes : Tensor
-        uint8 ``[n, m]``.
+        Centre of each piece, uint8 ``[n, m]``.
     book : Tensor
         The codebook, ``[K, s]``.
     scale : Tensor
-        Of each channel, ``[C]``.
+        Scale of each channel, ``[C]``.
     """
 
     codes: Tensor
@@ -39,50 +39,62 @@ class PQCodes(NamedTuple):
     scale: Tensor
 
     def rows(self) -> Tensor:
-        """The rows, ``[n, C]``; the last piece may have channels too many."""
+        """The rows ``[n, C]``; channels of the last piece beyond C are dropped."""
         return F.embedding(self.codes.int(), self.book).flatten(1)[:, : len(self.scale)] * self.scale
 
 
 def code_parameters(rows: int, size: int, channels: int) -> int:
-    """What codes of so many channels cost, in parameters of four bytes: they, their codebook and its scale."""
+    """Size of PQ codes in parameters of four bytes: the codes, their codebook and its scale.
+
+    Parameters
+    ----------
+    rows, size, channels : int
+        n, C and s.
+    """
     pieces = rows * -(-size // channels)
-    return -(-pieces // _BYTES) + min(_BOOK, pieces) * channels + size
+    return -(-pieces // _BYTES) + min(_CENTRES, pieces) * channels + size
 
 
 @torch.no_grad()
 def quantize(rows: Tensor, channels: int) -> PQCodes:
-    """Find codes of so many channels for rows ``[n, C]``, by k-means; the same ones every time."""
+    """PQ codes of rows ``[n, C]`` with pieces of so many channels, by k-means; the same on every call."""
     size = rows.shape[1]
     scale = rows.square().mean(0).sqrt().clamp_min(torch.finfo(rows.dtype).tiny)
-    points = F.pad(rows / scale, (0, -size % channels)).reshape(-1, channels)
-    some = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:_SAMPLE].to(rows.device)
-    book = _k_means(points[some], min(_BOOK, len(points)))
-    codes = torch.cat([_nearest(part, book) for part in points.split(_SAMPLE)])
+    pieces = F.pad(rows / scale, (0, -size % channels)).reshape(-1, channels)
+    sample = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))[:_SAMPLE].to(rows.device)
+    book = _k_means(pieces[sample], min(_CENTRES, len(pieces)))
+    codes = torch.cat([_nearest(part, book) for part in pieces.split(_SAMPLE)])
     return PQCodes(codes.to(torch.uint8).view(len(rows), -1), book, scale)
 
 
 class QuantizedEmbedding(nn.Embedding):
-    """An embedding whose rows can become codes: rows in memory, codes in its state, and so in a file.
+    """An embedding whose rows can become PQ codes: rows in memory, codes in the state dict, and so in a file.
 
-    Training goes on with the codebooks in place of the rows after `train_codebooks`: in each step
-    `backward_to_codebooks` comes after the backward pass, and `sync_rows` after the optimizer.
+    After `train_codebooks` the codebooks are trained in place of the rows: in each step `backward_to_codebooks` comes
+    after the backward pass, and `sync_rows` after the optimizer.
+
+    Attributes
+    ----------
+    order : Tensor or None
+        The rows in the order of the codes, as given to `quantize`. It is not in this module's state dict: the item
+        table saves it.
     """
 
-    _parts: tuple[PQCodes, ...] = ()
-    order: Tensor | None = None  # of the rows, as `quantize` was given it; who gave it keeps it in a file
+    _parts: tuple[PQCodes, ...] = ()  # of each block
+    order: Tensor | None = None
 
     @torch.no_grad()
     def quantize(self, channels: Sequence[int], sizes: Sequence[int] = (), order: Tensor | None = None) -> None:
-        """Make the rows those that codes can say.
+        """Replace the rows by the nearest that codes can express.
 
         Parameters
         ----------
         channels : sequence of int
-            Of the codes of each block of rows.
+            Channels s of the codes of each block of rows.
         sizes : sequence of int
-            Rows of each block; one block has all.
+            Rows of each block; one block of all rows by default.
         order : Tensor, optional
-            The rows, block by block, int64; what is not among them should be 0. All of them, without it.
+            The rows, block by block, int64; rows that are not in it should be 0. By default all rows in their order.
         """
         rows = self.weight if order is None else self.weight[order]
         blocks = rows.split(list(sizes or [len(rows)]))
@@ -91,36 +103,37 @@ class QuantizedEmbedding(nn.Embedding):
         self.weight.copy_(self._rows())
 
     def _rows(self) -> Tensor:
-        rows = torch.cat([part.rows() for part in self._parts])  # where the codes are: the weight may have moved
+        """The rows that the codes express, on the device of the codes: the weight may have moved to another one."""
+        rows = torch.cat([part.rows() for part in self._parts])
         if self.order is None:
             return rows
         return rows.new_zeros(self.weight.shape).index_copy(0, self.order.to(rows.device), rows)
 
     def train_codebooks(self) -> list[Tensor]:
-        """Let the codebooks be trained, while codes stay what they are; those, for an optimizer."""
+        """Make the codebooks trainable while the codes stay. Returns the codebooks, for an optimizer."""
         self._parts = tuple(part._replace(book=part.book.clone().requires_grad_()) for part in self._parts)
         return [part.book for part in self._parts]
 
     def backward_to_codebooks(self) -> None:
-        """Give the codebooks the gradient of the rows."""
+        """Pass the gradient of the rows on to the codebooks, and clear it."""
         gradient, self.weight.grad = self.weight.grad, None
         if gradient is not None:
             self._rows().backward(gradient.to_dense() if gradient.is_sparse else gradient)
 
     @torch.no_grad()
     def sync_rows(self) -> None:
-        """Make the rows what their codes say."""
+        """Compute the rows again from codes and codebooks."""
         self.weight.copy_(self._rows())
 
     @property
     def codes(self) -> tuple[PQCodes, ...]:
-        """The codes of each block; none where rows were not encoded, or have changed since."""
+        """Codes of each block; empty where rows were not quantized, or have changed since."""
         unchanged = self._parts and torch.equal(self._rows().to(self.weight), self.weight)
         return tuple(part._replace(book=part.book.detach()) for part in self._parts) if unchanged else ()
 
     @property
     def saved(self) -> int:
-        """How many parameters fewer the codes have than the rows for which they stand."""
+        """How many parameters fewer the codes have than the rows."""
         return sum(
             len(part.codes) * len(part.scale) - code_parameters(len(part.codes), len(part.scale), part.book.shape[1])
             for part in self.codes
@@ -145,7 +158,7 @@ class QuantizedEmbedding(nn.Embedding):
 
 
 def _k_means(points: Tensor, k: int) -> Tensor:
-    """Centres ``[k, s]`` of ``[n, s]``; one that nothing is near to stays where it was."""
+    """Centres ``[k, s]`` of points ``[n, s]``; a centre to which no point is nearest stays where it is."""
     first = torch.linspace(0, len(points) - 1, k, device=points.device).round().long()
     # With one channel the first centres are its quantiles, otherwise any points.
     centres = points[points[:, 0].argsort()[first] if points.shape[1] == 1 else first]
@@ -158,4 +171,5 @@ def _k_means(points: Tensor, k: int) -> Tensor:
 
 
 def _nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """Index of the nearest centre of each point, int64 ``[n]``."""
     return (centres.square().sum(1) - 2 * points @ centres.T).argmin(1)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding, SequenceRecommender
+from recbole_adarec.model.item_table.base import TeacherTable, TopK, top_k_of_all
 from recbole_adarec.model.teachers.adapters import TEACHER_ADAPTERS, SequenceBatch, TeacherAdapter
 from recbole_adarec.model.teachers.base import RECBOLE, AdaRecTeacher, prefix_ends, teacher
 from recbole_adarec.storage.model_files import StoredConfig
@@ -51,9 +52,18 @@ class _RecBoleItems:
         """Rows with a prior of 0 as the last channel, ``[I, C + 1]``."""
         return F.pad(self.items, (0, 1))
 
+    @property
+    def unserved_prior(self) -> Tensor:
+        """Zeros ``[I]``: a RecBole model has no priors."""
+        return self.items.new_zeros(len(self.items))
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the item embeddings."""
         return self._adapter.item_embedding(self._model).parameters()
+
+    def parameter_count(self) -> int:
+        """Trainable parameters of the item embeddings."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
 
 @teacher(RECBOLE)
@@ -107,7 +117,8 @@ class RecBoleTeacher(AdaRecTeacher):
                 f"alone ({reason})"
             ) from error
         self.stock.to(stock["device"])  # some models create further tensors on the device of their configuration
-        self.item_table: Any = _RecBoleItems(self.stock, self.adapter)
+        table: TeacherTable = _RecBoleItems(self.stock, self.adapter)
+        self.item_table: Any = table
         layers = self._modules_named(self.adapter.layer_names(self.stock))
         self.distilled_layers = min(config["distilled_layers"], len(layers))
         self._layers = list(self.distilled(layers))
@@ -226,6 +237,10 @@ class RecBoleTeacher(AdaRecTeacher):
         padded = F.pad(item_seq, (0, self.max_seq_length - item_seq.shape[1]))
         rows = {self.ITEM_SEQ: padded, self.ITEM_SEQ_LEN: lengths, self.USER_ID: torch.zeros_like(lengths)}
         return self.full_sort_predict(rows)
+
+    def top_k(self, item_seq: Tensor, lengths: Tensor, k: int) -> TopK:
+        """The k items with the highest `scores` after each sequence, ``[B, k]``; all items are scored."""
+        return top_k_of_all(self.scores(item_seq, lengths), k)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, with `repeat_bias` added to those of seen items, ``[B, I]``."""

@@ -5,29 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from recbole_adarec.config.resolve import resolve_user_config
-from recbole_adarec.config.stages import stage_config
 from recbole_adarec.data.loading import Loaders, load_data
-
-
-def make_config(stage: str, dataset: str = "ml-100k", **overrides: Any) -> Any:
-    """RecBole's configuration of a stage, as a run makes it."""
-    return stage_config(resolve_user_config(dataset, [], {"show_progress": False, **overrides}), stage)
-
-
-def write_dataset(folder: Path, name: str, histories: list[list[int]], header: str | None = None) -> Path:
-    """Histories as a RecBole atomic file; the timestamp is the position."""
-    (folder / name).mkdir(parents=True)
-    header = header or "user_id:token\titem_id:token\ttimestamp:float"
-    lines = [f"{u}\t{i}\t{t}" for u, items in enumerate(histories, 1) for t, i in enumerate(items, 1)]
-    (folder / name / f"{name}.inter").write_text("\n".join([header, *lines]) + "\n")
-    return folder
+from tests.helpers import OLD_NUMPY, RECBOLE_MODELS, make_config, write_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -57,18 +41,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"), "tiny", histories)
 
 
-# Trained by RecBole for the tests of teachers; each value is one of RecBole's own keys.
-STOCK: dict[str, dict[str, Any]] = {
-    "SASRec": {"hidden_size": 16, "inner_size": 16, "MAX_ITEM_LIST_LENGTH": 12},
-    "STAMP": {"embedding_size": 8},
-}
-# Stock RecBole does not run on numpy 2, but what it wrote elsewhere is read there: tests make it run, by this first.
-OLD_NUMPY = """
-import numpy
-for old, name in {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}.items():
-    if not hasattr(numpy, old):
-        setattr(numpy, old, getattr(numpy, name))
-"""
 _RECBOLE = """
 import sys
 folder, data = sys.argv[1:3]
@@ -76,7 +48,7 @@ sys.argv = sys.argv[:1]  # RecBole reads it
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
-for name, values in {stock!r}.items():
+for name, values in {models!r}.items():
     config = Config(model=name, dataset="tiny", config_dict=dict(
         data_path=data, checkpoint_dir=folder, epochs=1, train_neg_sample_args=None, show_progress=False,
         load_col={{"inter": ["user_id", "item_id", "timestamp"]}}, user_inter_num_interval="[9,inf)", **values))
@@ -92,7 +64,7 @@ assert "recbole_adarec" not in sys.modules
 def stock(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints that stock RecBole wrote in its own process, by model: on the users of 9 interactions or more."""
     folder = tmp_path_factory.mktemp("stock")
-    code = OLD_NUMPY + _RECBOLE.format(stock=STOCK)
+    code = OLD_NUMPY + _RECBOLE.format(models=RECBOLE_MODELS)
     command = [sys.executable, "-W", "ignore", "-c", code, str(folder), str(tiny)]
     subprocess.run(command, check=True, cwd=folder, capture_output=True)
-    return {name: next(folder.glob(f"{name}-*.pth")) for name in STOCK}
+    return {name: next(folder.glob(f"{name}-*.pth")) for name in RECBOLE_MODELS}

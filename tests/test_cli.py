@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,24 +21,13 @@ from recbole_adarec.config.stages import stage_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.studies.benchmark.benchmark import PARTS
-from recbole_adarec.studies.comparison import STAGE_OF
+from recbole_adarec.studies.comparison import RUN_STAGES
 from recbole_adarec.studies.experiments import EXPERIMENTS
 from recbole_adarec.studies.tuning.command import ALGOS, SCHEDULERS, TOOLS
 from recbole_adarec.subcommands import BENCHMARKS, FROM_A_RUN, SUBCOMMANDS
 from recbole_adarec.subcommands import EXPERIMENTS as NAMED_EXPERIMENTS
 from recbole_adarec.version import __version__
-from tests.conftest import write_dataset
-
-
-def refused(*arguments: str) -> str:
-    """Return the one line that a refused command prints."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = main(list(arguments))
-    lines = err.getvalue().strip().splitlines()
-    assert code == 2 and len(lines) == 1, err.getvalue()
-    assert not Path("saved").exists() and not Path("run").exists()
-    return lines[0]
+from tests.helpers import refused, write_dataset
 
 
 @pytest.fixture
@@ -253,7 +240,7 @@ def test_tokens_are_read_alike_in_every_form(tokens):
 
 
 def test_the_table_knows_the_names_of_what_it_calls():
-    assert NAMED_EXPERIMENTS == EXPERIMENTS and tuple(PARTS) == BENCHMARKS and set(FROM_A_RUN) == set(STAGE_OF)
+    assert NAMED_EXPERIMENTS == EXPERIMENTS and tuple(PARTS) == BENCHMARKS and set(FROM_A_RUN) == set(RUN_STAGES)
     options = {option.key.name: option.key.choices for option in SUBCOMMANDS["tune"].options}
     assert options["tool"] == TOOLS and options["algo"] == ALGOS and options["scheduler"] == SCHEDULERS
 

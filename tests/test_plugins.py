@@ -20,7 +20,7 @@ from recbole_adarec.model.teachers.adapters import TEACHER_ADAPTERS
 from recbole_adarec.model.teachers.base import TEACHERS
 from recbole_adarec.storage.yaml_files import load_yaml
 from recbole_adarec.studies.arms import Arm, ArmStudy
-from tests.test_run import FAST
+from tests.helpers import WITH_CHOICE
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -45,7 +45,8 @@ def plugin_file(tmp_path):
 
 
 VALUES = {
-    **FAST, "operations": ["conv_7", "skip", "none"], "layer_mapping": "middle", "teacher": "GCSAN", "cost_budget": 0.9,
+    **WITH_CHOICE, "operations": ["conv_7", "skip", "none"], "layer_mapping": "middle", "teacher": "GCSAN",
+    "cost_budget": 0.9,
     "teacher_epochs": 1, "teacher_inner_size": 16, "search_epochs": 2, "student_epochs": 1, "candidates": 1,
     "candidate_sizes": None,
 }  # fmt: skip
@@ -66,7 +67,12 @@ def test_the_plugin_file_of_the_readme_works_in_a_run(plugin_file, tiny, tmp_pat
 def test_a_model_file_names_its_plugin_but_does_not_run_it(plugin_file, tiny, tmp_path):
     load_plugins(plugin_file)
     architecture = {"format": "recbole-adarec-architecture/1", "hidden_size": 8, "cells": [[["conv_7"]]]}
-    values = FAST | {"data_path": str(tiny), "plugins": str(plugin_file), "architecture": architecture, "block_num": 1}
+    values = WITH_CHOICE | {
+        "data_path": str(tiny),
+        "plugins": str(plugin_file),
+        "architecture": architecture,
+        "block_num": 1,
+    }
     values |= {"distilled_layers": 1, "teacher_epochs": 1, "student_epochs": 1}
     run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
     expected = load_student(tmp_path / "run").scores([["3", "4"]])
@@ -88,7 +94,7 @@ def test_workers_load_plugins_too(plugin_file, tiny, tmp_path):
     architecture = {"format": "recbole-adarec-architecture/1", "hidden_size": 8, "cells": [[["conv_7"]]]}
     small = {"data_path": str(tiny), "block_num": 1, "distilled_layers": 1, "teacher_epochs": 1, "student_epochs": 1}
     values = resolve_user_config(
-        "tiny", [], FAST | small | {"plugins": str(plugin_file), "architecture": architecture, "threads": 1}
+        "tiny", [], WITH_CHOICE | small | {"plugins": str(plugin_file), "architecture": architecture, "threads": 1}
     )
     results = ArmStudy(values, [2020], tmp_path / "runs", workers=2).run([Arm("a", {}), Arm("b", {"gamma": 0.0})])
     assert [result.architectures[0].count() for result in results.values()] == [{"conv_7": 1}] * 2

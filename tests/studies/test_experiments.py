@@ -24,7 +24,7 @@ from recbole_adarec.storage.model_files import load_state
 from recbole_adarec.studies.arms import PAIRED_METRICS, ArmResult, ArmStudy
 from recbole_adarec.studies.experiment_tables import experiment_table
 from recbole_adarec.studies.experiments import random_architectures, search_vs_random
-from tests.conftest import make_config
+from tests.helpers import SMALL, as_arguments, make_config
 
 
 def test_user_scores_agree_with_recboles_metric_and_with_the_softmax(ml100k):
@@ -100,11 +100,7 @@ def test_better_random_architectures_are_listed_by_layer_parameters_and_by_all_p
             assert [names[name] for name in result[metric][key]] == expected
 
 
-SMALL = [
-    "--seeds=[1]", "--hidden_size=16", "--search_hidden_size=8", "--block_num=2", "--epochs=1", "--n_layers=2",
-    "--cost_budget=0.5", "--candidate_sizes=~",
-    "--inner_size=16", "--distilled_layers=2", "--train_batch_size=200", "--show_progress=False",
-]  # fmt: skip
+SHORT = ["--seeds=[1]", *as_arguments(SMALL | {"block_num": 2})]
 
 
 def test_an_experiment_writes_its_tables_and_the_same_command_trains_nothing_again(tiny, tmp_path, capsys, monkeypatch):
@@ -162,7 +158,7 @@ def test_workers_end_with_their_parent_process(tmp_path):
 
 @pytest.mark.parametrize(("name", "arm"), [("search-vs-random", "derived"), ("teachers", "student of NextItNet")])
 def test_a_student_that_started_with_the_supernets_weights_is_retrained_for_the_comparison(tiny, tmp_path, name, arm):
-    arguments = ["--dataset=tiny", f"--data_path={tiny}", "--random=1", f"--output={tmp_path}", *SMALL]
+    arguments = ["--dataset=tiny", f"--data_path={tiny}", "--random=1", f"--output={tmp_path}", *SHORT]
     assert main(["experiment", name, *arguments, "--init_from_supernet=True"]) == 0
     seed = tmp_path / "tiny/runs/seed-1"
     assert (seed / arm / "student.pth").is_file() and not (seed / arm / "search.pth").exists()
@@ -171,7 +167,7 @@ def test_a_student_that_started_with_the_supernets_weights_is_retrained_for_the_
 
 @pytest.mark.parametrize("name", ["ablation", "teachers"])
 def test_every_arm_is_compared_with_the_reference(tiny, tmp_path, capsys, name):
-    arguments = ["experiment", name, "--dataset=tiny", f"--data_path={tiny}", f"--output={tmp_path}", *SMALL]
+    arguments = ["experiment", name, "--dataset=tiny", f"--data_path={tiny}", f"--output={tmp_path}", *SHORT]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "tiny" / f"{name}.json").read_text())
@@ -198,7 +194,7 @@ def test_transfer_trains_the_architecture_of_each_dataset_on_each_dataset(tiny, 
     for name in ("one", "two"):
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / f"{name}.inter").write_text(lines)
-    arguments = ["--datasets=[one, two]", f"--data_path={tmp_path / 'data'}", f"--output={tmp_path}", *SMALL]
+    arguments = ["--datasets=[one, two]", f"--data_path={tmp_path / 'data'}", f"--output={tmp_path}", *SHORT]
     assert main(["experiment", "transfer", *arguments]) == 0
     result = json.loads((tmp_path / "transfer.json").read_text())
     assert {dataset: set(comparison["arms"]) for dataset, comparison in result["datasets"].items()} == {

@@ -17,7 +17,7 @@ from recbole.utils import FeatureSource, init_seed
 from recbole_adarec.data.dataset import SequenceDataset
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.data.windows import cut_windows, length_batches, split_users
-from tests.conftest import make_config, write_dataset
+from tests.helpers import make_config, write_dataset
 
 
 def recbole_parts(config):

@@ -22,19 +22,13 @@ from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.storage.properties import model_defaults
 from recbole_adarec.storage.recbole_checkpoint import read_checkpoint
 from recbole_adarec.storage.yaml_files import load_yaml
-from tests.conftest import make_config
-
-FAST = {
-    "teacher_epochs": 2, "search_epochs": 3, "student_epochs": 2, "teacher_hidden_size": 16, "search_hidden_size": 8,
-    "cost_budget": 0.5, "candidate_sizes": [8, 4], "candidate_epochs": 1, "finalist_epochs": 2,
-    "block_num": 2, "distilled_layers": 3, "train_batch_size": 200, "latency_repeats": 3, "show_progress": False,
-}  # fmt: skip
+from tests.helpers import WITH_CHOICE, make_config
 
 
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "r"
-    return folder, run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=folder)
+    return folder, run_adarec("tiny", config_dict={**WITH_CHOICE, "data_path": str(tiny)}, run_dir=folder)
 
 
 def test_the_run_folder_holds_every_file(finished):
@@ -105,7 +99,7 @@ def test_a_finished_stage_is_never_repeated(finished, tiny, monkeypatch):
     folder, report = finished
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pth")}
     monkeypatch.setattr("recbole_adarec.runs.stages.get_trainer", lambda *_: pytest.fail("trained again"))
-    again = run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=folder)
+    again = run_adarec("tiny", config_dict={**WITH_CHOICE, "data_path": str(tiny)}, run_dir=folder)
     assert before == {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pth")}
     assert [m["test"] for m in again["models"]] == [m["test"] for m in report["models"]]
 
@@ -117,14 +111,14 @@ def test_teacher_outputs_are_computed_once_where_the_same_are_needed(tiny, tmp_p
         cache, "CachedTeacher", lambda *args, **kw: events.append("computed") or CachedTeacher(*args, **kw)
     )
     monkeypatch.setattr(TeacherOutputCache, "clear", lambda self: events.append("cleared") or clear(self))
-    run_adarec("tiny", config_dict={**FAST, **values, "data_path": str(tiny)}, run_dir=tmp_path / "r")
+    run_adarec("tiny", config_dict={**WITH_CHOICE, **values, "data_path": str(tiny)}, run_dir=tmp_path / "r")
     assert events.count("computed") == times
     assert events[-1] == "cleared"  # the report has the memory
 
 
 def test_a_continued_run_has_the_figures_of_an_uninterrupted_one(finished, tiny, tmp_path):
     folder, report = finished
-    values = {**FAST, "data_path": str(tiny)}
+    values = {**WITH_CHOICE, "data_path": str(tiny)}
     interrupted = tmp_path / "interrupted"
     run_adarec("tiny", config_dict=values, run_dir=interrupted)
     expected = torch.load(interrupted / "student.pth", weights_only=True)["state_dict"]
@@ -137,7 +131,7 @@ def test_a_continued_run_has_the_figures_of_an_uninterrupted_one(finished, tiny,
 
 
 def test_an_interrupted_choice_continues_with_the_candidate_that_was_in_training(finished, tiny, tmp_path, monkeypatch):
-    values, interrupted, tried = {**FAST, "data_path": str(tiny)}, tmp_path / "interrupted", []
+    values, interrupted, tried = {**WITH_CHOICE, "data_path": str(tiny)}, tmp_path / "interrupted", []
     train_candidate = pipeline.Run._train_candidate
 
     def interrupt(self, candidate, epochs):
@@ -164,7 +158,7 @@ def test_candidates_train_for_fewer_epochs_where_an_epoch_has_many_targets(tiny,
         return build_trainer(self, config, data)
 
     monkeypatch.setattr(pipeline.Run, "_build_trainer", record_epochs)
-    values = {**FAST, "data_path": str(tiny), "candidates": 1, "candidate_epochs": 4, "finalist_epochs": 6}
+    values = {**WITH_CHOICE, "data_path": str(tiny), "candidates": 1, "candidate_epochs": 4, "finalist_epochs": 6}
     for targets, expected in ((10**6, [4, 4, 6, 6, 2]), (1, [1, 1, 1, 1, 2])):  # the last is the student
         monkeypatch.setattr("recbole_adarec.runs.choice._FULL_EPOCH_TARGETS", targets)
         run_adarec("tiny", config_dict=values, run_dir=tmp_path / str(targets))
@@ -176,7 +170,7 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, tiny):
     folder, _ = finished
     before = {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
     with pytest.raises(AdaRecError, match="teacher_epochs is 2 there and 3 now"):
-        run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny), "teacher_epochs": 3}, run_dir=folder)
+        run_adarec("tiny", config_dict={**WITH_CHOICE, "data_path": str(tiny), "teacher_epochs": 3}, run_dir=folder)
     assert before == {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
 
 
@@ -184,7 +178,7 @@ def test_a_folder_that_is_no_run_is_refused(tiny, tmp_path):
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "thesis.tex").write_text("x")
     with pytest.raises(AdaRecError, match="no run of ours"):
-        run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=tmp_path / "files")
+        run_adarec("tiny", config_dict={**WITH_CHOICE, "data_path": str(tiny)}, run_dir=tmp_path / "files")
     assert [path.name for path in (tmp_path / "files").iterdir()] == ["thesis.tex"]
 
 
@@ -196,7 +190,7 @@ def test_a_damaged_checkpoint_is_named_and_kept(finished, tiny, tmp_path, conten
     shutil.copytree(finished[0], folder)
     (folder / "teacher.pth").write_bytes(content)
     with pytest.raises(AdaRecError, match="teacher.pth is damaged"):
-        run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny)}, run_dir=folder)
+        run_adarec("tiny", config_dict={**WITH_CHOICE, "data_path": str(tiny)}, run_dir=folder)
     assert (folder / "teacher.pth").read_bytes() == content
 
 
@@ -238,7 +232,7 @@ def test_a_loaded_student_scores_without_its_dataset(finished, tmp_path):
 
 def test_a_given_architecture_is_trained_without_a_search(finished, tiny, tmp_path):
     Architecture(8, (("conv_3",), ("skip",))).save(tmp_path / "given.yaml")
-    values = {**FAST, "data_path": str(tiny), "architecture": str(tmp_path / "given.yaml")}
+    values = {**WITH_CHOICE, "data_path": str(tiny), "architecture": str(tmp_path / "given.yaml")}
     report = run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
     assert not (tmp_path / "run" / "search.pth").exists() and "search" not in report["stages"]
     assert report["architecture"]["operations"] == {"conv_3": 1, "skip": 1}
@@ -258,14 +252,14 @@ def test_a_given_architecture_is_trained_without_a_search(finished, tiny, tmp_pa
     ids=str,
 )
 def test_variants_run_to_their_report(tiny, tmp_path, values):
-    report = run_adarec("tiny", config_dict={**FAST, "data_path": str(tiny), **values}, run_dir=tmp_path / "run")
+    report = run_adarec("tiny", config_dict={**WITH_CHOICE, "data_path": str(tiny), **values}, run_dir=tmp_path / "run")
     assert report["models"][1]["test"]["ndcg@10"] >= 0
     assert (report["distillation"] is None) == (values.get("gamma") == 0 or values.get("layer_mapping") == "none")
 
 
 def test_recbole_models_train_evaluate_and_reload(tiny, tmp_path, monkeypatch):
     values = {
-        **FAST, "data_path": str(tiny), "baselines": ["SASRec", "GRU4Rec"], "baseline_epochs": 2,
+        **WITH_CHOICE, "data_path": str(tiny), "baselines": ["SASRec", "GRU4Rec"], "baseline_epochs": 2,
     }  # fmt: skip
     report = run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
     assert [m["name"] for m in report["models"]] == ["teacher", "student", "SASRec", "GRU4Rec"]
@@ -302,7 +296,7 @@ def test_the_page_names_the_dataset(finished):
     ],
 )
 def test_the_latest_epoch_within_a_standard_error_of_the_best_is_kept(tiny, monkeypatch, scores, kept_epoch):
-    config = make_config("teacher", "tiny", **{**FAST, "teacher_epochs": 5}, data_path=str(tiny))
+    config = make_config("teacher", "tiny", **{**WITH_CHOICE, "teacher_epochs": 5}, data_path=str(tiny))
     data = load_data(config)
     model = get_model(config["model"])(config, data.train._dataset)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)

@@ -31,8 +31,8 @@ from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.item_table.base import append_ones
 from recbole_adarec.model.item_table.full import FullItemTable
 from recbole_adarec.model.seen_items import SeenItems, deduplicated, seen_up_to
-from tests.conftest import make_config
-from tests.test_causality import shaken, teacher
+from tests.helpers import make_config, with_random_weights
+from tests.model.test_causality import teacher
 
 
 def layer_weights(n):
@@ -270,7 +270,7 @@ def teacher_of(ml100k, backbone="NextItNet"):
     from recbole.utils import get_model
 
     config = make_config("teacher", backbone=backbone, teacher_hidden_size=16, teacher_inner_size=16)
-    return shaken(get_model("AdaRecTeacher")(config, ml100k.train._dataset))
+    return with_random_weights(get_model("AdaRecTeacher")(config, ml100k.train._dataset))
 
 
 @pytest.mark.parametrize("backbone", ["NextItNet", "BERT4Rec"])

@@ -15,7 +15,7 @@ import torch
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.storage.recbole_checkpoint import read_checkpoint
-from tests.conftest import OLD_NUMPY, STOCK
+from tests.helpers import OLD_NUMPY, RECBOLE_MODELS
 
 
 def write(path: Path, **content: object) -> Path:
@@ -31,7 +31,7 @@ def test_a_checkpoint_that_recbole_wrote(stock):
         torch.load(path, weights_only=True)
     checkpoint = read_checkpoint(path)
     assert checkpoint.model == "STAMP" and checkpoint.epochs == 1 and 0 < checkpoint.best_valid_score < 1
-    assert checkpoint.config["embedding_size"] == STOCK["STAMP"]["embedding_size"]
+    assert checkpoint.config["embedding_size"] == RECBOLE_MODELS["STAMP"]["embedding_size"]
     assert checkpoint.config["device"] == "cpu"
     assert checkpoint.state_dict["item_embedding.weight"].shape == (21, 8)
     assert all(tensor.isfinite().all() for tensor in checkpoint.state_dict.values())

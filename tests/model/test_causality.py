@@ -8,7 +8,7 @@ from recbole.utils import get_model
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.search_space.operations import OPERATIONS, Operation, check_operations, is_causal
-from tests.conftest import make_config
+from tests.helpers import make_config, with_random_weights
 
 CAUSAL = ["NextItNet", "SASRec"]
 
@@ -16,11 +16,11 @@ CAUSAL = ["NextItNet", "SASRec"]
 def teacher(ml100k, backbone):
     config = make_config("teacher", backbone=backbone, teacher_n_layers=2, teacher_distilled_layers=2)
     model = get_model("AdaRecTeacher")(config, ml100k.train._dataset)
-    return shaken(model)
+    return with_random_weights(model)
 
 
 def supernet(ml100k):
-    return shaken(get_model("AdaRecSupernet")(make_config("search"), ml100k.train._dataset))
+    return with_random_weights(get_model("AdaRecSupernet")(make_config("search"), ml100k.train._dataset))
 
 
 def student(ml100k):
@@ -32,16 +32,7 @@ def student(ml100k):
         "cells": [node, [operations[6:7]] + node[1:]],
     }
     config = make_config("student", architecture=architecture)
-    return shaken(get_model("AdaRecStudent")(config, ml100k.train._dataset))
-
-
-def shaken(model):
-    """Random weights everywhere: scalars that start at 0 would hide a leak."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        model.item_table.embedding.weight[0] = 0
-    return model.eval()
+    return with_random_weights(get_model("AdaRecStudent")(config, ml100k.train._dataset))
 
 
 def tensors(encoding):

@@ -24,8 +24,7 @@ from recbole_adarec.model.teachers.adapters import TEACHER_ADAPTERS
 from recbole_adarec.model.teachers.recbole_teacher import RecBoleTeacher
 from recbole_adarec.storage.files import plain
 from recbole_adarec.storage.yaml_files import load_yaml
-from tests.conftest import STOCK, write_dataset
-from tests.test_run import FAST
+from tests.helpers import RECBOLE_MODELS, WITH_CHOICE, write_dataset
 
 EVERY_POSITION = {"SASRec", "GRU4Rec"}
 LAYERS = {
@@ -147,7 +146,7 @@ def test_cost_of_the_layers_of_a_recbole_model(tiny, data):
 
 # ---------------------------------------------------------------------- whole runs
 
-SMALL = {key: value for key, value in FAST.items() if key not in ("teacher_hidden_size", "teacher_epochs")}
+SMALL = {key: value for key, value in WITH_CHOICE.items() if key not in ("teacher_hidden_size", "teacher_epochs")}
 SMALL |= {"search_epochs": 2, "candidates": 2, "candidate_sizes": None, "student_epochs": 1}
 
 
@@ -312,7 +311,13 @@ def test_our_own_name_is_the_whole_run():
 
 
 def test_a_recbole_model_alone(tiny, tmp_path, monkeypatch):
-    given = {"data_path": str(tiny), "epochs": 1, "show_progress": False, "latency_repeats": 2, **STOCK["STAMP"]}
+    given = {
+        "data_path": str(tiny),
+        "epochs": 1,
+        "show_progress": False,
+        "latency_repeats": 2,
+        **RECBOLE_MODELS["STAMP"],
+    }
     report = run_adarec("tiny", config_dict=given, run_dir=tmp_path / "run", model="STAMP")
     (model,) = report["models"]
     assert model["name"] == "STAMP" and {"ndcg@10", "recall@10"} <= set(model["test"])

@@ -13,8 +13,7 @@ from recbole.utils import url
 from recbole_adarec.cli import main
 from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.config.stages import stage_config
-from tests.conftest import write_dataset
-from tests.test_cli import refused
+from tests.helpers import refused, write_dataset
 
 
 def test_an_unknown_dataset():

@@ -9,12 +9,13 @@ from recbole.utils import get_model, get_trainer
 from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.trainer.base import Batch
 from recbole_adarec.trainer.calibration import fit_repeat_bias, repeat_share, seen_probability
-from tests.conftest import make_config
-from tests.test_cprec import shaken
+from tests.helpers import make_config, with_random_weights
 
 
 def student_of(ml100k, **values):
-    return shaken(get_model("AdaRecStudent")(make_config("student", **values), ml100k.train._dataset)).eval()
+    return with_random_weights(
+        get_model("AdaRecStudent")(make_config("student", **values), ml100k.train._dataset)
+    ).eval()
 
 
 @torch.no_grad()
@@ -90,7 +91,7 @@ def test_a_bias_of_the_configuration_is_not_fitted(ml100k):
 def test_the_losses_of_training_have_the_bias(ml100k, stage):
     """With full and with adaptive tables a trainer's loss is minus the log-probability of the model."""
     config = make_config(stage, item_loss="full" if stage == "teacher" else "auto")
-    model = shaken(get_model(config["model"])(config, ml100k.train._dataset)).eval()
+    model = with_random_weights(get_model(config["model"])(config, ml100k.train._dataset))
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     batch = Batch(ml100k.train._dataset[torch.arange(0, 60, 7)], 0, 1.0)
     losses = []

@@ -9,7 +9,7 @@ from torch import nn
 from torch.export import Dim
 
 from recbole_adarec.model.search_space.operations import OPERATIONS, Attention, _cached_attention_bias
-from tests.conftest import make_config
+from tests.helpers import make_config
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from recbole_adarec.model.item_table.build import build_item_table, popularity_p
 from recbole_adarec.model.item_table.full import FullItemTable
 from recbole_adarec.model.item_table.quantization import code_parameters, quantize
 from recbole_adarec.model.seen_items import SeenItems, deduplicated
-from tests.conftest import make_config
+from tests.helpers import make_config
 
 ITEMS, SIZE = 40, 8
 CUT = Blocks((5, 9, 25), (8, 3, 1))

@@ -13,7 +13,7 @@ from recbole_adarec.data.loading import load_data
 from recbole_adarec.losses.full_softmax import SoftmaxLoss
 from recbole_adarec.storage.files import load_checkpoint
 from recbole_adarec.trainer.optimizer import clip_gradients
-from tests.conftest import make_config
+from tests.helpers import make_config
 
 CPU = torch.device("cpu")
 

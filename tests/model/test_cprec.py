@@ -22,7 +22,7 @@ from recbole_adarec.storage.files import load_checkpoint
 from recbole_adarec.storage.model_files import save_model
 from recbole_adarec.trainer.base import Batch
 from recbole_adarec.trainer.fitting import fit_and_evaluate
-from tests.conftest import make_config
+from tests.helpers import make_config
 
 SMALL = {
     "hidden_size": 16, "block_num": 2, "distilled_layers": 2, "train_batch_size": 100, "dropout_prob": 0.1,

@@ -20,7 +20,7 @@ from recbole_adarec.model.search_space.budget import within_budget
 from recbole_adarec.model.search_space.cost import architecture_cost, layers_cost, operation_cost
 from recbole_adarec.model.search_space.operations import OPERATIONS
 from recbole_adarec.model.supernet import Sample
-from tests.conftest import make_config, write_dataset
+from tests.helpers import make_config, write_dataset
 
 
 def build(config, data):

@@ -16,17 +16,11 @@ from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.evaluation.significance import paired_tests
 from recbole_adarec.interop.every_position import EVERY_POSITION_MODELS, EveryPosition
-from tests.conftest import make_config
-
-SMALL = [
-    "--epochs=1", "--hidden_size=16", "--search_hidden_size=8", "--block_num=1", "--distilled_layers=2",
-    "--candidates=1", "--candidate_sizes=~", "--inner_size=16", "--cost_budget=0.5", "--train_batch_size=200",
-    "--show_progress=False", "--latency_repeats=5",
-]  # fmt: skip
+from tests.helpers import SMALL, as_arguments, make_config
 
 
 def compare(tiny: Path, models: str, *more: str) -> int:
-    return main(["compare", "--dataset=tiny", f"--data_path={tiny}", f"--models={models}", *SMALL, *more])
+    return main(["compare", "--dataset=tiny", f"--data_path={tiny}", f"--models={models}", *as_arguments(SMALL), *more])
 
 
 @pytest.fixture

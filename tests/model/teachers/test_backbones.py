@@ -25,7 +25,7 @@ from recbole_adarec.model.teachers.base import TEACHERS, AdaRecTeacher, backbone
 from recbole_adarec.storage.files import load_checkpoint, save_checkpoint
 from recbole_adarec.storage.model_files import save_model
 from recbole_adarec.storage.properties import backbone_defaults, model_defaults
-from tests.conftest import make_config
+from tests.helpers import make_config
 
 
 def build_teacher(ml100k, backbone, **overrides):

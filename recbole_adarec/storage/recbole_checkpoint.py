@@ -100,12 +100,14 @@ class _Unpickler(pickle.Unpickler):
     """Python's unpickler, with a `_PickledCall` in place of every class and function."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """New subclass of `_PickledCall` for a full name that RecBole writes; raises `_NotAdmitted` for others."""
         full = f"{module}.{name}"
         if not _ADMITTED.fullmatch(full):
             raise _NotAdmitted(full)
         return type("_PickledCall", (_PickledCall,), {"name": full})
 
     def persistent_load(self, pid: Any) -> Any:
+        """Reference to the data of a tensor."""
         return _Storage(pid)
 
 

@@ -51,7 +51,7 @@ class SepConv(nn.Module):
         """Weights of the equivalent full convolution, ``[C, K C]`` with K taps."""
         return (self.linear.weight[:, None] * self.depthwise).flatten(1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
         if len(x) == 1:  # fewer function calls, see Notes
             length, size = x.shape[1:]
             shape = (1, length, len(self.delays), size)  # [1, L, K, C]
@@ -88,7 +88,7 @@ class Attention(nn.Module):
         self.linear = nn.Linear(size, 2 * self.width, bias=False)
         self.slope = nn.Parameter(torch.tensor(0.1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
         query, key = self.linear(x).split(self.width, -1)
         # torch.export and torch.compile trace with tensors that hold no values. The cache must not see those.
         traced = type(query) is not Tensor or torch.compiler.is_compiling()
@@ -134,7 +134,7 @@ class MinGRU(nn.Module):
         nn.init.uniform_(self.gate.bias, -2.0, 1.5)  # half-lives from 0.4 to 5 positions at first
         self.value = nn.Linear(size, size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
         write = self.gate(x).sigmoid()
         keep, state = 1 - write, write * self.value(x)
         span = 1  # state_t: contribution of the last `span` positions; keep_t: their factor on the state before them
@@ -164,7 +164,7 @@ class MaxPool(nn.Module):
         super().__init__()
         self.kernel = kernel
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
         padded = left_pad(x, self.kernel - 1)
         if padded.requires_grad:
             return F.max_pool1d(padded.transpose(1, 2), self.kernel, 1).transpose(1, 2)
@@ -184,7 +184,7 @@ class AvgPool(nn.Module):
         super().__init__()
         self.kernel = kernel
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
         length, padded = x.shape[1], left_pad(x, self.kernel - 1)
         total = x
         for shift in range(self.kernel - 1):
@@ -195,7 +195,7 @@ class AvgPool(nn.Module):
 class Zero(nn.Module):
     """The operation "none": zeros. A cell does not run it but leaves the edge out."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
         return torch.zeros_like(x)
 
 
@@ -220,11 +220,13 @@ class Operation(NamedTuple):
 
 
 def _conv(kernel: int, dilation: int = 1) -> Operation:
+    """Full convolution with `kernel` taps."""
     # No bias: an operation maps zeros to zeros, so that an edge with zero input is the same as no edge.
     return Operation(lambda size: CausalConv(size, kernel, dilation, bias=False), lambda size: kernel * size * size)
 
 
 def _sep_conv(kernel: int, dilation: int = 1) -> Operation:
+    """Separable convolution with `kernel` taps."""
     return Operation(lambda size: SepConv(size, kernel, dilation), lambda size: size * (size + kernel))
 
 

@@ -93,27 +93,27 @@ class RecBoleTeacher(AdaRecTeacher):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         SequenceRecommender.__init__(self, config, dataset)
-        stock = StoredConfig(config["stock"], device=torch.device(config["device"]))
-        self.name: str = stock["model"]
+        recbole_config = StoredConfig(config["stock"], device=torch.device(config["device"]))
+        self.name: str = recbole_config["model"]
         self.adapter = TEACHER_ADAPTERS.get(self.name, TeacherAdapter)()
         self.taught_positions: int = config["taught_positions"]
         try:
-            sizes = _Sizes(stock, self.n_items, dataset.user_num)
-            self.stock: Any = get_model(self.name)(stock, sizes)
+            sizes = _Sizes(recbole_config, self.n_items, dataset.user_num)
+            self.stock: Any = get_model(self.name)(recbole_config, sizes)
         except (AttributeError, TypeError, KeyError, ValueError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:160]
             raise AdaRecError(
                 f"teacher: {self.name} cannot be built from its configuration and the numbers of items and users "
                 f"alone ({reason})"
             ) from error
-        self.stock.to(stock["device"])  # some models create further tensors on the device of their configuration
+        self.stock.to(recbole_config["device"])  # some models create tensors on the configured device
         self.item_table: Any = _RecBoleItems(self.stock, self.adapter)
         layers = self._modules_named(self.adapter.layer_names(self.stock))
         self.distilled_layers = min(config["distilled_layers"], len(layers))
         self._layers = list(self.distilled(layers))
         self._outputs = self._modules_named(self.adapter.outputs)[-1:]
         self._embedding = self._modules_named(self.adapter.embedding)[-1:]
-        encoding = self._encode_one(stock["device"])
+        encoding = self._encode_one(recbole_config["device"])
         self.embedding_size = encoding.embedding.shape[-1]
         self.hidden_size = encoding.layers[0].shape[-1] if encoding.layers else encoding.output.shape[-1]
         if any(layer.shape[-1] != self.hidden_size for layer in encoding.layers):

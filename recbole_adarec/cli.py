@@ -5,6 +5,7 @@ Nothing that takes long to import is imported before the arguments are known to 
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import textwrap
@@ -111,8 +112,11 @@ def _split_subcommand(arguments: Sequence[str]) -> tuple[Subcommand, Arguments]:
         return SUBCOMMANDS["run"], found
     name, *words = found.words
     if name not in SUBCOMMANDS:
+        near = difflib.get_close_matches(name, list(SUBCOMMANDS), n=1)
+        nearest = f"; the nearest is {near[0]!r}" if near else ""
         raise AdaRecError(
-            f"unknown subcommand {name!r}; known are {', '.join(SUBCOMMANDS)}; values are given as --key=value"
+            f"unknown subcommand {name!r}{nearest}; known are {', '.join(SUBCOMMANDS)}; a key needs two dashes: "
+            "--key=value"
         )
     return SUBCOMMANDS[name], Arguments(words, found.texts)
 

@@ -108,9 +108,9 @@ class Subcommand:
 
 
 def _run(call: Call) -> int:
-    from recbole_adarec.config.resolve import resolve_user_config
+    from recbole_adarec.config.resolve import COMMAND_LINE, resolve_user_config
 
-    values = resolve_user_config(None, call.files, call.values)
+    values = resolve_user_config(None, call.files, call.values, COMMAND_LINE)
 
     from recbole_adarec.distributed import is_first, launch, stop
     from recbole_adarec.memory import keep_freed_memory
@@ -216,9 +216,9 @@ def _recommend(call: Call) -> int:
 
 def _check_run_keys(call: Call, **more: Any) -> None:
     """Refuse wrong keys of a run before the import of what a subcommand needs."""
-    from recbole_adarec.config.resolve import resolve_user_config
+    from recbole_adarec.config.resolve import COMMAND_LINE, resolve_user_config
 
-    resolve_user_config(None, call.files, call.values | more)
+    resolve_user_config(None, call.files, call.values | more, COMMAND_LINE)
 
 
 # ---------------------------------------------------------------------- the table of subcommands

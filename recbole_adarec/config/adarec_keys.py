@@ -77,7 +77,8 @@ def _tables(value: Any, **others: Any) -> dict[str, Any]:
     return dict.fromkeys(("search", "student", "cprec"), value) | others
 
 
-def _coded(value: Any) -> dict[str, Any]:
+def _student_and_cprec(value: Any) -> dict[str, Any]:
+    """The same default for the two models whose item table can be quantized."""
     return {"student": value, "cprec": value}
 
 
@@ -219,15 +220,15 @@ SECTIONS: tuple[Section, ...] = (
         Key("item_block_growth", NUMBER, "Factor of the block size from one block to the next.", _tables(2.0),
             low=1e-3),
         Key("item_codes", (int, list), "Channels for each code of a quantized block; 0: no codes. ~: by total_budget.",
-            _coded(None), optional=True, low=0, each=INT, each_low=1, nonempty=True),
-        Key("item_code_epochs", INT, "Epochs of training after rows are quantized; the codes stay fixed.", _coded(4),
+            _student_and_cprec(None), optional=True, low=0, each=INT, each_low=1, nonempty=True),
+        Key("item_code_epochs", INT, "Epochs of training after rows are quantized; the codes stay fixed.", _student_and_cprec(4),
             low=0),
         Key("item_width_factor", NUMBER, "How many times narrower each block is than the one before. ~: by "
             "total_budget.", {"search": 1.0, "student": None, "cprec": None}, optional=True, low=1),
         Key("item_widths", (list,), "Channels of each block. ~: by item_width_factor.", _tables(None), optional=True,
             each=INT, each_low=1, nonempty=True),
         Key("total_budget", NUMBER, "Adaptive table: parameters in all as a share of the teacher's; in CpRec of the "
-            "uncompressed NextItNet's.", _coded(0.125), optional=True, low=0),
+            "uncompressed NextItNet's.", _student_and_cprec(0.125), optional=True, low=0),
         Key("total_parameters", INT, "The same as a number; it wins. ~: by total_budget.", {"student": None},
             optional=True, low=1),
         Key("item_levels", INT, "Levels of the softmax: 1 is more accurate, 2 is for many items or narrow rows. ~: by "

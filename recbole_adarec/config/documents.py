@@ -157,6 +157,7 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _backbone_lines() -> Iterator[str]:
+    """A heading and a Markdown bullet for each backbone whose training defaults differ from the tables."""
     yield "Backbones that are trained otherwise than the tables say:\n"
     for path in sorted((PROPERTIES / "backbone").glob("*.yaml")):
         values = ", ".join(f"`{key}: {yaml_text(value)}`" for key, value in load_yaml(path).items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -9,6 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recbole_adarec.errors import AdaRecError
+
+# How messages name a type: one value, and the elements of a list.
+_NOUNS: dict[type, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"), float: ("a number", "numbers"), str: ("text", "texts"),
+    bool: ("True or False", "True or False"), dict: ("a mapping", "mappings"), list: ("a list", "lists"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,15 @@ class Key:
         return " or ".join(words)
 
     @property
+    def expected_text(self) -> str:
+        """The types as a message says them, such as ``a whole number or a list of whole numbers``."""
+        nouns = [_NOUNS.get(kind, (kind.__name__, ""))[0] for kind in self.types]
+        if self.each and list in self.types:
+            elements = " or ".join(_NOUNS[kind][1] for kind in self.each)
+            nouns[self.types.index(list)] = f"a list of {elements}"
+        return " or ".join(sorted(nouns, key=lambda noun: noun.startswith("a list")))
+
+    @property
     def range_text(self) -> str:
         """The range in words, such as ``0 to 1``; empty if there is none."""
         if self.low is None and self.high is None:
@@ -90,7 +106,7 @@ class Key:
         if value is None and self.optional:
             return
         if self.types and not _is_a(value, self.types):
-            raise AdaRecError(f"{called} is {value!r} ({type(value).__name__}), expected {self.type_text}")
+            raise AdaRecError(f"{called} is {value!r}, expected {self.expected_text}")
         if _is_number(value):
             self._check_range(value, called)
         elif isinstance(value, list) and self.types:
@@ -115,7 +131,7 @@ class Key:
             small = self.each_low is not None and _is_number(value) and not self.each_low <= value < math.inf
             if wrong or small:
                 least = "" if self.each_low is None else f" of at least {_number(self.each_low)}"
-                raise AdaRecError(f"{called} is {values!r}, expected {self.type_text}{least}")
+                raise AdaRecError(f"{called} is {values!r}, expected {self.expected_text}{least}")
             if self.choices:
                 self._check_name(value, called, self.name.rstrip("s"))
 
@@ -125,7 +141,9 @@ class Key:
             known = self.registry()
         if value not in known:
             own = "; one of your own is loaded with --plugins= (load_plugins in Python)" if self.registry else ""
-            raise AdaRecError(f"{called}: unknown {noun} {value!r}; known are {', '.join(known)}{own}")
+            near = difflib.get_close_matches(value, list(known), n=1)
+            nearest = f"; the nearest is {near[0]!r}" if near and len(known) > 3 else ""
+            raise AdaRecError(f"{called}: unknown {noun} {value!r}{nearest}; known are {', '.join(known)}{own}")
 
 
 def _is_number(value: Any) -> bool:

@@ -22,13 +22,14 @@ from recbole_adarec.plugins import load_plugins
 from recbole_adarec.storage.properties import find_file, model_defaults, run_defaults
 from recbole_adarec.storage.yaml_files import load_yaml
 
-COMMAND_LINE = "command line or config_dict"
+COMMAND_LINE, CONFIG_DICT = "the command line", "config_dict"  # how messages name the source of single values
 
 
 def resolve_user_config(
     dataset: str | None = None,
     config_files: list[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    source: str = CONFIG_DICT,
 ) -> dict[str, Any]:
     """All values that the user gave, over the defaults of a run; files in order, then `overrides`.
 
@@ -40,6 +41,8 @@ def resolve_user_config(
         Looked for in the current folder, then in properties/.
     overrides : dict
         Single values.
+    source : str
+        How messages name the source of the single values.
 
     Returns
     -------
@@ -56,7 +59,7 @@ def resolve_user_config(
     single = dict(overrides or {})
     if dataset is not None:
         single["dataset"] = dataset
-    sources[COMMAND_LINE] = single
+    sources[source] = single
     given: dict[str, Any] = {}
     for content in sources.values():
         given.update(content)
@@ -120,7 +123,7 @@ def full_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _general_values(config: Any) -> dict[str, Any]:
-    """RecBole's general values of a configuration."""
+    """Values of the keys in RecBole's overall.yaml and sample.yaml, without ``data_path``."""
     keys = {*_recbole_properties("overall.yaml"), *_recbole_properties("dataset/sample.yaml")} - {"data_path"}
     return {key: config[key] for key in keys}
 

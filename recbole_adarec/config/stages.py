@@ -36,12 +36,15 @@ class AdaRecConfig(Config):
     """RecBole's `Config` over values that are already parsed; it reads no command line and evaluates nothing."""
 
     def _load_cmd_line(self) -> dict[str, Any]:
+        """Nothing: the command line is read elsewhere."""
         return {}
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """Unchanged: the values are parsed already."""
         return config_dict
 
     def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
+        """The loader of this package, which creates plain values only."""
         return Loader
 
     def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type, str]:

@@ -182,7 +182,7 @@ class FixedMapping(torch.nn.Module):
 
     Parameters
     ----------
-    pairs : list of int
+    teacher_of : list of int
         The teacher layer of each student layer, from 0.
     teacher_layers : int
         T.
@@ -197,16 +197,16 @@ class FixedMapping(torch.nn.Module):
     teacher_weights: Tensor
     flow: Tensor
 
-    def __init__(self, pairs: list[int], teacher_layers: int) -> None:
+    def __init__(self, teacher_of: list[int], teacher_layers: int) -> None:
         super().__init__()
-        flow = torch.zeros(len(pairs), teacher_layers)
-        flow[torch.arange(len(pairs)), torch.tensor(pairs)] = 1 / len(pairs)
+        flow = torch.zeros(len(teacher_of), teacher_layers)
+        flow[torch.arange(len(teacher_of)), torch.tensor(teacher_of)] = 1 / len(teacher_of)
         self.register_buffer("flow", flow)
         self.register_buffer("student_weights", flow.sum(1))
         self.register_buffer("teacher_weights", flow.sum(0))
 
     def forward(self, distances: Tensor, global_distances: Tensor | None = None) -> Tensor:
-        """L_hid of D ``[S, T]``: the mean distance of the pairs, a scalar."""
+        """L_hid of D ``[S, T]``: the mean distance of the teacher_of, a scalar."""
         return (self.flow * distances).sum()
 
     def update(self, distances: Tensor) -> None:

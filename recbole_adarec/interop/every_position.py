@@ -81,5 +81,6 @@ class EveryPositionTrainer(AdaRecTeacherTrainer):
     def _set_learning_rate(self, progress: float) -> None:
         """Nothing: RecBole has no schedule."""
 
-    def _within_standard_error(self, score: float, n_rows: int) -> bool:
-        return False  # the best epoch and no later one, as RecBole chooses
+    def _just_below_best(self, score: float, n_rows: int) -> bool:
+        """False: the best epoch is kept, as in RecBole."""
+        return False

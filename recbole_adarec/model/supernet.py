@@ -332,7 +332,7 @@ class AdaRecSupernet(CellStack):
         return prices.double() / self.most_expensive, cells_price / self.most_expensive
 
     def _architecture(self, choice: list[list[int]], size: int | None = None) -> Architecture:
-        """Architecture of operation indices by cell and edge."""
+        """The `Architecture` of operation indices, which are given by cell and edge."""
         return Architecture(size or self.hidden_size, tuple(tuple(self.operations[o] for o in cell) for cell in choice))
 
     @torch.no_grad()

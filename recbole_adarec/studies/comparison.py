@@ -109,7 +109,7 @@ class Comparison:
         configs = {name: self._config(name) for name in names if name not in RUN_STAGES}
         with self.folder.recording():
             trained = self._run_models([name for name in names if name in RUN_STAGES])
-            trained |= {name: self._single_model(name, config) for name, config in configs.items()}
+            trained |= {name: self._load_or_train(name, config) for name, config in configs.items()}
         trained = {name: trained[name] for name in names}
         models = {name: entry.model for name, entry in trained.items()}
         k = self.config["topk"][0]
@@ -180,8 +180,8 @@ class Comparison:
             )
         return trained
 
-    def _single_model(self, name: str, config: Any) -> TrainedModel:
-        """A model that is trained by itself, unless its file is in the folder."""
+    def _load_or_train(self, name: str, config: Any) -> TrainedModel:
+        """The trained model `name`: from its file, or trained now."""
         fast = self._on_every_position(name)
         path = self.folder / f"{name}{'-every-position' if fast else ''}.pth"
         if not path.is_file():

@@ -308,14 +308,14 @@ class StageTrainer(Trainer):
         score, result = super()._valid_epoch(valid_data, show_progress=False)
         self.training_log[-1]["valid_score"] = float(score)
         n_rows = int(distributed.total(torch.tensor(len(valid_data._dataset), device=self.device)))
-        if self._checkpointing and self._within_standard_error(score, n_rows):
+        if self._checkpointing and self._just_below_best(score, n_rows):
             self._save_checkpoint(self.training_log[-1]["epoch"], verbose=False)
         if self.bar is not None:
             self.bar.set_postfix_str(f"{self.bar.postfix}, {self.config['valid_metric']} {score:.4f}")
         return score, result
 
-    def _within_standard_error(self, score: float, n_rows: int) -> bool:
-        """Whether a score is below the best one by at most its standard error; RecBole saves those above the best.
+    def _just_below_best(self, score: float, n_rows: int) -> bool:
+        """Whether a score is below the best one by at most its standard error; RecBole itself saves a new best.
 
         A metric of single rows lies in [0, 1], so its variance is at most that of a Bernoulli variable of the same
         mean.

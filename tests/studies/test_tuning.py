@@ -87,7 +87,7 @@ def test_the_default_space_changes_only_the_student():
         ("gamma uniform 1,0", [], "low below high"),
         ("gamma uniform 0,1,2", [], "expected uniform of low, high"),
         ("gama choice [0, 1]", [], "unknown key 'gama'"),
-        ("gamma choice [0, 7]", [], "gamma in command line or config_dict is 7"),
+        ("gamma choice [0, 7]", [], "gamma in config_dict is 7"),
         ("gamma uniform 0,1", ["--algo=exhaustive"], "exhaustive takes choices alone"),
         ("gamma choice [0, 1]", ["--tool=optuna"], "unknown tool 'optuna'; known are hyperopt, ray"),
         ("gamma choice [0, 1]", ["--tool=ray", "--algo=bayes"], "bayes is hyperopt's"),

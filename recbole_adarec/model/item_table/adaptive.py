@@ -267,7 +267,7 @@ class AdaptiveItemTable(ItemTable):
         return TopK(items, scores, scored / (len(states) * (self.n_items - 1)))
 
     def _tail_bounds(self) -> list[_Bound]:
-        """Bounds of the tail blocks, computed again when their rows have changed."""
+        """Upper bounds of the items' log-probabilities in each tail block, cached until rows change."""
         weights = [block.embedding.weight for block in self.scored_blocks[1:]]
         versions = [(weight.data_ptr(), weight._version) for weight in weights]
         if self._bounds is None or self._bounds[0] != versions:

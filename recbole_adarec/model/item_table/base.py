@@ -142,7 +142,7 @@ class ItemTable(nn.Module):
         raise NotImplementedError
 
     def scores(self, states: Tensor, seen: SeenItems | None = None) -> Tensor:
-        """Scores of all items, ``[N, C]`` to ``[N, I]``."""
+        """Ranking scores of all items for each state, ``[N, C]`` to ``[N, I]``: logits, or log-probabilities."""
         raise NotImplementedError
 
     def scores_of(self, states: Tensor, items: Tensor, seen: SeenItems | None = None) -> Tensor:
@@ -195,9 +195,9 @@ class ItemTable(nn.Module):
         return [book for embedding in self.quantized_embeddings() for book in embedding.train_codebooks()]
 
     def parameter_count(self) -> int:
-        """Trainable parameters; codes and codebooks count as parameters of four bytes that the file holds."""
+        """Trainable parameters; quantized rows count as their file stores them, four bytes to a parameter."""
         trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
-        return trainable - sum(embedding.saved for embedding in self.quantized_embeddings())
+        return trainable - sum(embedding.saved_parameters for embedding in self.quantized_embeddings())
 
 
 def append_ones(states: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def cut_blocks(config: Any, items: int, size: int, limit: int | None = None) -> 
     where the blocks after the first begin: ranks by popularity, or shares of the catalog below 1. ``item_widths`` lists
     their channels, or they fall from C by ``item_width_factor``, and ``item_codes`` gives the channels of a code.
 
-    Without any of these all rows have C channels, and codes as fine as `limit` allows (`_finest`), or none if none
+    Without any of these all rows have C channels, and codes as fine as `limit` allows (`_finest_codes`), or none if none
     are needed. With ``item_codes: 0``, or where codes do not fit, rows are as wide as it allows (`_widest`). Without
     a limit, or where nothing fits it, the factor is 2: with the default growth of 2, all blocks have about the same
     number of parameters.
@@ -85,7 +85,7 @@ def cut_blocks(config: Any, items: int, size: int, limit: int | None = None) -> 
     tied = config["item_output"] == "tied"
     if widths is None and factor is None and limit is not None:
         if codes is None:
-            codes = _finest(sizes, size, limit, tied)
+            codes = _finest_codes(sizes, size, limit, tied)
         widths = (size,) * len(sizes) if codes else _widest(sizes, size, limit, tied)
     codes = tuple(codes or ())
     if codes and (len(codes) != len(sizes) or not all(isinstance(c, int) and 1 <= c <= size for c in codes)):
@@ -108,8 +108,8 @@ def _falling(size: float, factor: float, blocks: int) -> tuple[int, ...]:
     return tuple(max(round(size / factor**j), 1) for j in range(blocks))
 
 
-def _finest(sizes: tuple[int, ...], size: int, limit: int, tied: bool) -> tuple[int, ...] | None:
-    """Channels of the codes of each block, as few as `limit` allows.
+def _finest_codes(sizes: tuple[int, ...], size: int, limit: int, tied: bool) -> tuple[int, ...] | None:
+    """Channels per code for each block: the finest codes whose table has at most `limit` parameters.
 
     Empty where rows of C channels need no codes, None where even the coarsest codes do not fit.
 

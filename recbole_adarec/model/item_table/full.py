@@ -130,6 +130,7 @@ class FullItemTable(ItemTable):
         return self._quantized
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Adds the items' order by popularity where rows are quantized."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for embedding in self.quantized_embeddings():
             if embedding.codes and embedding.order is not None:

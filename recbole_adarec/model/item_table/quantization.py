@@ -132,7 +132,7 @@ class QuantizedEmbedding(nn.Embedding):
         return tuple(part._replace(book=part.book.detach()) for part in self._parts) if unchanged else ()
 
     @property
-    def saved(self) -> int:
+    def saved_parameters(self) -> int:
         """How many parameters fewer the codes have than the rows."""
         return sum(
             len(part.codes) * len(part.scale) - code_parameters(len(part.codes), len(part.scale), part.book.shape[1])

@@ -6,6 +6,7 @@ ReLU first. A user adds an operation with the decorator `operation` (docs/extend
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
@@ -316,9 +317,11 @@ def check_operations(names: list[str] | tuple[str, ...], where: str = "operation
     """
     for name in names:
         if name not in OPERATIONS:
+            near = difflib.get_close_matches(name, list(OPERATIONS), n=1)
+            nearest = f"; the nearest is {near[0]!r}" if near else ""
             raise AdaRecError(
-                f"{where}: unknown operation {name!r}; known are {', '.join(OPERATIONS)}; one of your own is loaded "
-                "with --plugins= (load_plugins in Python)"
+                f"{where}: unknown operation {name!r}{nearest}; known are {', '.join(OPERATIONS)}; one of your own is "
+                "loaded with --plugins= (load_plugins in Python)"
             )
         if not is_causal(OPERATIONS[name].build(4)):
             raise AdaRecError(

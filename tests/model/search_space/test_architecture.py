@@ -53,7 +53,7 @@ def test_edges_behind_a_node_without_input_are_not_live():
         ({"hidden_size": 0}, "hidden_size must be positive"),
         ({"cells": []}, "expected a list of cells"),
         ({"cells": [[["conv_3"], ["skip"]]]}, "node 2 of cell 1"),
-        ({"cells": [[["conv_9"]]]}, "unknown operation 'conv_9'; known are conv_3"),
+        ({"cells": [[["conv_9"]]]}, "unknown operation 'conv_9'; the nearest is 'conv_5'; known are conv_3"),
         ({"cells": [CELL, [["skip"]]]}, "all must have the same number"),
         ({"cels": []}, "unknown key 'cels'"),
         ({"share_cells": 0}, "share_cells is 0"),

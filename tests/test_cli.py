@@ -151,7 +151,7 @@ def test_pythons_none_is_none_where_a_key_can_be_none():
         (["experiment", "cprec", "--seeds=[a]"], "experiment: seeds is ['a'], expected a list of whole numbers"),
         (["experiment", "cprec", "--workers=0"], "experiment: workers is 0, expected at least 1"),
         (["experiment", "cprec", "--epoch=1"], "nearest known key is 'epochs'"),
-        (["benchmark", "--parts=[teachers]"], "benchmark: parts: unknown part 'teachers'; the nearest is 'teacher'; known are teacher"),
+        (["benchmark", "--parts=[teachers]"], "benchmark: parts: unknown part 'teachers'; the nearest is 'teacher'"),
         (["compare"], "compare: name the models, --models="),
         (["compare", "--models=GRU4Rec", "--baseline_epoch=3"], "nearest known key is 'baseline_epochs'"),
         (["compare", "--models=GRU5Rec"], "did you mean 'GRU4Rec'"),

@@ -221,8 +221,8 @@ SECTIONS: tuple[Section, ...] = (
             low=1e-3),
         Key("item_codes", (int, list), "Channels for each code of a quantized block; 0: no codes. ~: by total_budget.",
             _student_and_cprec(None), optional=True, low=0, each=INT, each_low=1, nonempty=True),
-        Key("item_code_epochs", INT, "Epochs of training after rows are quantized; the codes stay fixed.", _student_and_cprec(4),
-            low=0),
+        Key("item_code_epochs", INT, "Epochs of training after rows are quantized; the codes stay fixed.",
+            _student_and_cprec(4), low=0),
         Key("item_width_factor", NUMBER, "How many times narrower each block is than the one before. ~: by "
             "total_budget.", {"search": 1.0, "student": None, "cprec": None}, optional=True, low=1),
         Key("item_widths", (list,), "Channels of each block. ~: by item_width_factor.", _tables(None), optional=True,

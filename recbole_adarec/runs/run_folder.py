@@ -92,7 +92,8 @@ class RunFolder:
         """Context in which log lines go to log.txt, and TensorBoard events to tensorboard/.
 
         RecBole's trainers log to the root logger and open a writer in the current folder. Meanwhile the root logger
-        has level INFO, and RecBole's ``get_tensorboard`` is replaced; both are restored afterwards. Of several processes only the first one writes.
+        has level INFO, and RecBole's ``get_tensorboard`` is replaced; both are restored afterwards. Of several
+        processes only the first one writes.
         """
         first = distributed.is_first()
         logger, handlers = logging.getLogger(), [_LogFile(p) for p in self._logs] if first else [logging.NullHandler()]

@@ -38,8 +38,8 @@ def cut_blocks(config: Any, items: int, size: int, limit: int | None = None) -> 
 
     Without any of these all rows have C channels, and codes as fine as `limit` allows (`_finest_codes`), or none if
     none are needed. With ``item_codes: 0``, or where codes do not fit, rows are as wide as it allows (`_widest`).
-    Without     a limit, or where nothing fits it, the factor is 2: with the default growth of 2, all blocks have about the same
-    number of parameters.
+    Without a limit, or where nothing fits it, the factor is 2: with the default growth of 2, all blocks have about the
+    same number of parameters.
 
     Parameters
     ----------

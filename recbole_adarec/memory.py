@@ -30,6 +30,6 @@ def keep_freed_memory(limit: int = 2**30) -> None:
 def use_threads(threads: int | None) -> None:
     """Let torch use this many threads for an operation; None keeps torch's own number."""
     if threads:
-        import torch  # here: the command line imports this module before it knows whether torch is needed
+        import torch  # not at the top: importing this module stays cheap
 
         torch.set_num_threads(threads)

@@ -184,7 +184,7 @@ section > :last-child { margin-bottom: 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #e4e8ec; text-align: left; white-space: nowrap; }
 th { color: #52606d; font-weight: 600; vertical-align: bottom; white-space: normal; }
-/* auto-fill, not auto-fit: a figure is drawn before those after it are there, and must find its final width. */
+/* auto-fill, not auto-fit: each figure is drawn before the next one exists, at its final width. */
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 280px), 1fr)); }
 .two { grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); }
 .grid > div { min-width: 0; }

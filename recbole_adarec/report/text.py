@@ -257,7 +257,7 @@ def _cell_lines(cell: Sequence[Sequence[str]]) -> list[str]:
 
 
 def search_summary(report: Mapping[str, Any]) -> str:
-    """Sentences on how the search ended: how far α moved, how sure it is, the temperature and the cost."""
+    """Sentences on the result of the search: how far α moved, its highest probabilities, temperature and cost."""
     search = (report.get("architecture") or {}).get("search")
     if not search:
         return "The architecture was given, not searched."

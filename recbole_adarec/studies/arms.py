@@ -157,7 +157,7 @@ class ArmStudy:
         values : dict
             Values of the run, its folder and seed among them.
         reused : sequence of (str, str)
-            What is reused: the name of a stage, or ``architecture``, and the folder of the run that it is taken from.
+            What is reused: the name of a stage, or ``architecture``, and the folder of the run to copy it from.
         """
         content: dict[str, Any] = {"format": USERS_FORMAT, "values": values}
         files = {stage: Path(folder) / f"{stage}.pth" for stage, folder in reused}

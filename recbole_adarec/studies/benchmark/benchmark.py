@@ -100,7 +100,7 @@ class Benchmark:
         # RecBole's trainers would write TensorBoard events into the current folder.
         quiet = replaced(recbole.trainer.trainer, "get_tensorboard", lambda _: None)
         with quiet, warnings.catch_warnings(), torch.autograd.set_detect_anomaly(False):
-            warnings.simplefilter("ignore", FutureWarning)  # RecBole's own use of torch
+            warnings.simplefilter("ignore", FutureWarning)  # from RecBole's use of torch
             return getattr(self, part)()
 
     def _progress(self, count: int, what: str) -> Iterator[int]:
@@ -137,7 +137,7 @@ class Benchmark:
         -------
         dict
             ``ours``, ``recbole`` and ``recbole_without_anomaly_detection``: ``parameters``, ``batch_targets``,
-            ``targets_per_s`` and ``ours_against_it``, the ratio of the rates; of ours ``epoch_s`` too.
+            ``targets_per_s``, and ``ours_against_it``, the ratio of the rates; for ``ours`` also ``epoch_s``.
         """
         config, rows = stage_config(self.values, "teacher", backbone="NextItNet"), self.sizes.recbole_rows
         ours = self._stepper(config, self.load())

@@ -253,7 +253,7 @@ SUBCOMMANDS = {
             "report on both. The same command with the same --run_dir continues a run.",
             _run, CONTINUES,
             ("--dataset=ml-100k", "-d ml-1m --config_files adarec.yaml mine.yaml",
-             "--teacher_epochs=20 --student_gamma=0.3", "--teacher=GRU4Rec", "-m SASRec"),
+             "--teacher_epochs=20 --student_gamma=0.3", "--teacher=GRU4Rec --cost_budget=0.1", "-m SASRec"),
             shown=MATTER_MOST,
         ),
         Subcommand(

@@ -107,10 +107,10 @@ SECTIONS: tuple[Section, ...] = (
             {"run": "NextItNet", "teacher": "NextItNet"}, choices=BACKBONES, registry=registered_backbones),
         Key("teacher", TEXT, "Instead of a backbone: a RecBole checkpoint (.pth), or the name of a RecBole model.",
             {"run": None}, optional=True),
-        Key("distilled_layers", INT, "Layers that teach: every n-th layer, the last one included.", {"teacher": 8},
-            low=1),
-        Key("taught_positions", INT, "Positions of a window at which BERT4Rec, or a RecBole model read at prefix ends, "
-            "teaches.", {"teacher": 8}, low=1),
+        Key("distilled_layers", INT, "Layers that a student learns from: every n-th layer, the last one included.",
+            {"teacher": 8}, low=1),
+        Key("taught_positions", INT, "Prefix ends of a window at which BERT4Rec, or a RecBole model that is not "
+            "causal, teaches.", {"teacher": 8}, low=1),
     )),
     Section("Size and dropout", (
         Key("hidden_size", INT, "Channels. A student's are in its architecture.",
@@ -141,8 +141,8 @@ SECTIONS: tuple[Section, ...] = (
             low=0, high=1),
     )),
     Section("The supernet", (
-        Key("cells", INT, "Cells S.", {"search": 4}, low=1),
-        Key("nodes", INT, "Computed nodes N of a cell; 2 nodes have 3 edges, 3 nodes have 6.", {"search": 2}, low=1,
+        Key("cells", INT, "Cells S, one after the other.", {"search": 4}, low=1),
+        Key("nodes", INT, "Computed nodes of a cell; 2 nodes have 3 edges, 3 nodes have 6.", {"search": 2}, low=1,
             high=64),
         Key("operations", (list,), "Candidate operations of an edge. The paper's conv_3, conv_5, dilated_conv_3 and "
             "dilated_conv_5 cost 3 to 5 times as much as sep_conv; min_gru costs twice as much and was rarely chosen.",
@@ -156,8 +156,8 @@ SECTIONS: tuple[Section, ...] = (
         Key("alpha_init_std", NUMBER, "Standard deviation of alpha's random start.", {"search": 0.001}, low=0),
         Key("alpha_learning_rate", NUMBER, "Learning rate of alpha (Adam) for 400 steps; with more steps, each is "
             "smaller.", {"search": 0.05}, low=0),
-        Key("bilevel", FLAG, "True: alpha learns from users that w never sees; False: both learn from all users.",
-            {"search": True}),
+        Key("bilevel", FLAG, "True: alpha learns from users that w never sees; False: one-level search, both learn "
+            "from all users.", {"search": True}),
         Key("alpha_users", NUMBER, "Share of the users whose windows update alpha and never w.", {"search": 0.5},
             low=0, high=1),
         Key("uniform_paths", FLAG, "True: w is trained on paths drawn uniformly; False: from alpha, as published.",
@@ -170,7 +170,8 @@ SECTIONS: tuple[Section, ...] = (
             {"search": "params"}, choices=COSTS),
         Key("cost_budget", NUMBER, "Largest cost of the student's layers as a share of the teacher's; ~: no limit.",
             {"search": 0.05}, optional=True, low=0),
-        Key("cost_floor", NUMBER, "Share of the budget for operations that the student uses at least.",
+        Key("cost_floor", NUMBER, "Least share of the operations' budget (cost_budget less the cells' cost) that the "
+            "student must use; 0: no lower bound.",
             {"search": 0.7}, low=0, high=1),
         Key("beta", NUMBER, "Weight of L_cost; it grows from 0 to this in the first half of alpha's steps.",
             {"search": 1.0}, low=0),
@@ -199,7 +200,7 @@ SECTIONS: tuple[Section, ...] = (
         Key("layer_mapping", TEXT, "How teacher layers are assigned to student layers.", _distilled("emd"),
             choices=LAYER_MAPPINGS, registry=registered_layer_mappings),
         Key("hidden_distance", TEXT, "Distance of two layers.", _distilled("kl"), choices=LAYER_DISTANCES),
-        Key("layer_weight_floor", NUMBER, "Share of the uniform weight that every layer keeps; 0: as published.",
+        Key("layer_weight_floor", NUMBER, "Share of the uniform weight that every layer has at least; 0: as published.",
             _distilled(0.5), low=0, high=1),
         Key("layer_weight_momentum", NUMBER, "Share of the old layer weights that an update keeps; 0: as published.",
             _distilled(0.9), low=0, high=0.9999),
@@ -213,8 +214,8 @@ SECTIONS: tuple[Section, ...] = (
             _distilled(2048), low=0),
     )),
     Section("The item table", (
-        Key("item_table", TEXT, "full: rows of hidden_size; adaptive: narrower or quantized rows for rarer items.",
-            _tables("full", cprec="adaptive"), choices=ITEM_TABLES),
+        Key("item_table", TEXT, "full: rows of hidden_size channels; adaptive: narrower or quantized rows for rarer "
+            "items.", _tables("full", cprec="adaptive"), choices=ITEM_TABLES),
         Key("item_blocks", (int, list), "Number of blocks by popularity, or where all but the first begin.", _tables(4),
             low=2, each=NUMBER, each_low=1e-9, nonempty=True),
         Key("item_block_growth", NUMBER, "Factor of the block size from one block to the next.", _tables(2.0),
@@ -229,17 +230,17 @@ SECTIONS: tuple[Section, ...] = (
             each=INT, each_low=1, nonempty=True),
         Key("total_budget", NUMBER, "Adaptive table: parameters in all as a share of the teacher's; in CpRec of the "
             "uncompressed NextItNet's.", _student_and_cprec(0.125), optional=True, low=0),
-        Key("total_parameters", INT, "The same as a number; it wins. ~: by total_budget.", {"student": None},
-            optional=True, low=1),
-        Key("item_levels", INT, "Levels of the softmax: 1 is more accurate, 2 is for many items or narrow rows. ~: by "
-            "those.", _tables(None), optional=True, low=1, high=2),
+        Key("total_parameters", INT, "total_budget as a number of parameters; it wins. ~: by total_budget.",
+            {"student": None}, optional=True, low=1),
+        Key("item_levels", INT, "Parts of the softmax: 1 ranks better, 2 is for many items or narrow rows. ~: 2 with "
+            "narrow rows, untied output or above 50,000 items, else 1.", _tables(None), optional=True, low=1, high=2),
         Key("item_output", TEXT, "tied: the softmax uses the embeddings; untied: rows of its own.", _tables("tied"),
             choices=ITEM_OUTPUTS),
     )),
     Section("The softmax over items", (
         Key("popularity_prior", NUMBER, "Factor of log(popularity) in an item's logit; 0: none.", _all(1.0), low=0),
-        Key("served_prior", NUMBER, "Share of the popularity prior in the scores; ~: 0.5, 0.75 or 1, by validation.",
-            _all(None), optional=True, low=0, high=1),
+        Key("served_prior", NUMBER, "Share of the popularity prior in the scores that rank; ~: 0.5, 0.75 or 1, by "
+            "validation.", _all(None), optional=True, low=0, high=1),
         Key("repeat_bias", NUMBER, "Added to the logits of items in the history; ~: by validation; 0: none.",
             _trained(None), optional=True),
         Key("item_loss", TEXT, "full, chunked (as exact, less memory), sampled, or auto: by catalog and memory.",
@@ -250,11 +251,12 @@ SECTIONS: tuple[Section, ...] = (
     Section("Training", (
         Key("epochs", INT, "Training epochs.", _trained(24) | {"search": 10}, low=0),
         Key("stopping_step", INT, "Epochs without a better valid_metric before stopping.", _trained(10), low=0),
-        Key("train_batch_size", INT, "Targets of a batch: rows, as RecBole counts them.", _all(800), low=1),
+        Key("train_batch_size", INT, "Targets (predicted interactions) of a batch: rows, as RecBole counts them.",
+            _all(800), low=1),
         Key("learner", TEXT, "Optimizer; in the search that of w.", _all("adamw")),
         Key("learning_rate", NUMBER, "Highest learning rate; in the search that of w.", _all(0.005), low=0),
-        Key("item_table_rate", NUMBER, "How many times as fast the item table learns. ~: by items and batch.",
-            _all(None), optional=True, low=0),
+        Key("item_table_rate", NUMBER, "Factor of the item table's learning rate. ~: root of items over targets of a "
+            "batch, 1 to 4.", _all(None), optional=True, low=0),
         Key("learning_rate_decay", NUMBER, "Share of the learning rate left at the end of a cosine; 1: constant.",
             _trained(0.05) | {"search": 0.1}, low=0, high=1),
         Key("weight_decay", NUMBER, "Weight decay (L2 penalty).", _all(0.0005), low=0),

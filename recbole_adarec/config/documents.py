@@ -97,6 +97,20 @@ The columns of the first tables are the files with the defaults: `run` is
 [AdaRecStudent.yaml](../properties/model/AdaRecStudent.yaml) and [CpRec.yaml](../properties/model/CpRec.yaml).
 A type `number` is an int or a float; `~` in a column is a default of no value, an empty field means that the stage has
 no such key.
+
+## Words of these tables
+
+Further words: [glossary](architecture.md#glossary).
+
+| word | meaning |
+| --- | --- |
+| w, alpha | all weights of the supernet but alpha; the architecture logits, one for each operation of each edge |
+| cell, node | a small directed graph with operations on its edges; a hidden state in it |
+| L_cost | the loss that grows with the cost of the drawn operations above the budget ([method](method.md#equations)) |
+| window, prefix end | a piece of a history; the last item of a beginning of it |
+| target | an interaction that is predicted; a batch is measured in targets |
+| block | items of similar popularity; rarer blocks have narrower rows or coarser codes |
+| code | the byte that stands for a few channels of an item's row |
 """
 
 
@@ -108,7 +122,7 @@ def configuration_page() -> str:
     parts += ["## The teacher's backbones", "\n".join(_backbone_lines())]
     parts += ["## Keys of RecBole", _RECBOLE]
     for section in recbole_keys.SECTIONS:
-        parts += [f"### {section.title}", _recbole_table(section)]
+        parts += [f"### {section.title}", *_recbole_section(section)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
@@ -128,13 +142,18 @@ def _adarec_table(section: Section) -> str:
     return _table(rows)
 
 
-def _recbole_table(section: Section) -> str:
+def _recbole_section(section: Section) -> list[str]:
+    """A table of the section's keys. A meaning that all of them share stands once above it, if they take any value."""
+    meanings = {key.help for key in section.keys}
+    if len(meanings) == 1 and not any(key.types for key in section.keys):
+        names = [["key"], *([f"`{key.name}`"] for key in section.keys)]
+        return [f"{meanings.pop()} Any value is accepted.", _table(names)]
     general = load_yaml(RECBOLE / "properties/overall.yaml") | load_yaml(RECBOLE / "properties/dataset/sample.yaml")
     rows = [["key", "type", "values", "RecBole's default", "meaning"]]
     for key in section.keys:
         default = f"`{yaml_text(general[key.name])}`" if key.name in general else ""
         rows.append([f"`{key.name}`", _type(key), _values(key), default, _escaped(key.help)])
-    return _table(rows)
+    return [_table(rows)]
 
 
 def _escaped(text: str) -> str:

@@ -23,6 +23,9 @@ import yaml
 import recbole_adarec
 from recbole_adarec.cli import main
 from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.run_config import RunConfig
+from recbole_adarec.data.loading import load_data
+from recbole_adarec.model.registry import get_model
 
 
 def resolved(files: list[str], texts: dict[str, str]) -> dict[str, Any]:
@@ -81,7 +84,17 @@ def run_code(job: dict[str, Any]) -> None:
         recbole_adarec.run_adarec = original
 
 
-KINDS = {"command": run_command, "script": run_script, "code": run_code}
+def check_budget(job: dict[str, Any]) -> None:
+    """Every operation that a document's command names fits into its budget, with the default sizes of all models."""
+    config = RunConfig(resolved(job["files"], job["given"] | {"dataset": job["dataset"], "data_path": "data"}))
+    stages = {stage: config.stage(stage) for stage in ("teacher", "search")}
+    dataset = load_data(stages["teacher"]).train._dataset
+    teacher, supernet = (get_model(stage["model"])(stage, dataset) for stage in stages.values())
+    supernet.limit_cost(stages["search"]["cost_budget"], teacher)
+    assert not supernet.beyond_budget(), f"no student within the budget has {supernet.beyond_budget()}"
+
+
+KINDS = {"command": run_command, "script": run_script, "code": run_code, "budget": check_budget}
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,7 @@ SMALL_EXPERIMENT = {
     "cprec": {"arms": "[CpRec]"},
 }
 COMMANDS = {" ".join(words): words for page in DOCUMENTS for words in commands(page)}
+WITH_OPERATIONS = [name for name in COMMANDS if " --operations=" in name]
 CODE = {
     f"{page.name}, Python block {n}": code for page in DOCUMENTS for n, code in enumerate(blocks(page, "python"), 1)
 }
@@ -159,6 +160,13 @@ def command_job(name: str, folder: Path) -> dict[str, Any]:
     return job | {"arguments": replaced(groups, values)}
 
 
+def budget_job(name: str, folder: Path) -> dict[str, Any]:
+    """What the driver does to find out whether a command's operations fit into its budget."""
+    given = {key: value_of(group) for key, group in grouped(arguments(COMMANDS[name])) if key}
+    job = {"name": f"budget of {name}", "kind": "budget", "folder": str(folder), "dataset": SMALL["dataset"]}
+    return job | {"files": given.pop("config_files", "").split(), "given": given}
+
+
 def notebook_code() -> str:
     """The code cells of the notebook."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
@@ -174,6 +182,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     jobs = [demo | {"small": SMALL, "arguments": [f"--{key}={value}" for key, value in SMALL.items()]}]
     of_commands = [command_job(name, folder) for name in COMMANDS]
     jobs += [job for job in of_commands if " recommend " not in job["name"]]
+    jobs += [budget_job(name, folder) for name in WITH_OPERATIONS]
     for name, code in CODE.items():
         if code not in PLUGINS.values():  # those run with their commands
             values = {key: yaml.safe_load(value) for key, value in SMALL.items() if key != "dataset"}
@@ -203,6 +212,11 @@ def check(result: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_of_the_documents_is_accepted_and_runs(name, results):
     check(results[name])
+
+
+@pytest.mark.parametrize("name", WITH_OPERATIONS)
+def test_a_student_can_have_the_operations_that_a_command_names(name, results):
+    check(results[f"budget of {name}"])
 
 
 @pytest.mark.parametrize("name", [name for name, code in CODE.items() if code not in PLUGINS.values()])

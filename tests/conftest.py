@@ -13,6 +13,18 @@ import torch
 from recbole_adarec.data.loading import Loaders, load_data
 from tests.helpers import OLD_NUMPY, RECBOLE_MODELS, make_config, write_dataset
 
+# Files that take longest, measured. They begin first, so that no process is left alone with one of them at the end.
+SLOWEST = (
+    "test_commands", "test_experiments", "test_pipeline", "test_import", "test_distributed", "test_tuning",
+    "test_cprec", "test_sequential_models", "test_checkpoints", "test_recbole_teacher", "test_comparison",
+    "test_plugins",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))  # stable
+
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,9 +262,9 @@ def test_the_readme_is_short():
 
 def test_the_readme_has_its_two_commands():
     first, second = blocks(README, "bash")[:2]
-    head = "python3.11 -m venv .venv && .venv/bin/pip install --no-compile torch==2.13.0 "
-    assert first == head + ". && .venv/bin/python run_adarec.py\n"
-    assert second == head + '".[test]" && .venv/bin/python -m pytest\n'
+    head = "python3.11 -m venv .venv && .venv/bin/pip install "
+    assert first == head + "--no-compile torch==2.13.0 . && .venv/bin/python run_adarec.py\n"
+    assert second == head + 'torch==2.13.0 ".[test]" && .venv/bin/python -m pytest\n'
 
 
 def test_figures_have_a_digit_before_the_point():

@@ -5,7 +5,6 @@ Nothing that takes long to import is imported before the arguments are known to 
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import textwrap
@@ -16,7 +15,7 @@ from typing import Any, NoReturn
 from recbole_adarec.config.command_line import Arguments, read_value, read_values, read_words, split_arguments
 from recbole_adarec.config.key import Key
 from recbole_adarec.config.schema import KEYS, nearest_key
-from recbole_adarec.errors import AdaRecError
+from recbole_adarec.errors import AdaRecError, nearest_hint
 from recbole_adarec.subcommands import CONTINUES, FLAGS, MATTER_MOST, SEVERAL, SUBCOMMANDS, Call, Option, Subcommand
 
 _PROGRAM = "python run_adarec.py"
@@ -112,11 +111,9 @@ def _split_subcommand(arguments: Sequence[str]) -> tuple[Subcommand, Arguments]:
         return SUBCOMMANDS["run"], found
     name, *words = found.words
     if name not in SUBCOMMANDS:
-        near = difflib.get_close_matches(name, list(SUBCOMMANDS), n=1)
-        nearest = f"; the nearest is {near[0]!r}" if near else ""
         raise AdaRecError(
-            f"unknown subcommand {name!r}{nearest}; known are {', '.join(SUBCOMMANDS)}; a key needs two dashes: "
-            "--key=value"
+            f"unknown subcommand {name!r}{nearest_hint(name, SUBCOMMANDS)}; known are {', '.join(SUBCOMMANDS)}; a key "
+            "needs two dashes: --key=value"
         )
     return SUBCOMMANDS[name], Arguments(words, found.texts)
 

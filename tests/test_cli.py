@@ -154,7 +154,7 @@ def test_pythons_none_is_none_where_a_key_can_be_none():
         (["benchmark", "--parts=[teachers]"], "benchmark: parts: unknown part 'teachers'; the nearest is 'teacher'"),
         (["compare"], "compare: name the models, --models="),
         (["compare", "--models=GRU4Rec", "--baseline_epoch=3"], "nearest known key is 'baseline_epochs'"),
-        (["compare", "--models=GRU5Rec"], "did you mean 'GRU4Rec'"),
+        (["compare", "--models=GRU5Rec"], "the nearest is 'GRU4Rec'"),
         (["tune", "--tool=optuna"], "tune: unknown tool 'optuna'; known are hyperopt, ray"),
         (["tune", "--max_evals=ten"], "tune: max_evals is 'ten', expected a whole number"),
         (["recommend", "--history=1"], "recommend: give --run_dir= and one of --history="),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_adarec.errors import AdaRecError
+from recbole_adarec.errors import AdaRecError, nearest_hint
 
 # How messages name a type: one value, and the elements of a list.
 _NOUNS: dict[type, tuple[str, str]] = {
@@ -141,9 +140,8 @@ class Key:
             known = self.registry()
         if value not in known:
             own = "; one of your own is loaded with --plugins= (load_plugins in Python)" if self.registry else ""
-            near = difflib.get_close_matches(value, list(known), n=1)
-            nearest = f"; the nearest is {near[0]!r}" if near and len(known) > 3 else ""
-            raise AdaRecError(f"{called}: unknown {noun} {value!r}{nearest}; known are {', '.join(known)}{own}")
+            hint = nearest_hint(value, known) if len(known) > 3 else ""
+            raise AdaRecError(f"{called}: unknown {noun} {value!r}{hint}; known are {', '.join(known)}{own}")
 
 
 def _is_number(value: Any) -> bool:

@@ -5,7 +5,6 @@ Names and keys are read from RecBole's files; its modules, which take seconds to
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from functools import cache
@@ -17,7 +16,7 @@ import recbole
 from recbole_adarec.config.key import Key
 from recbole_adarec.config.recbole_keys import COMPUTED
 from recbole_adarec.config.schema import KEYS, MODELS
-from recbole_adarec.errors import AdaRecError
+from recbole_adarec.errors import AdaRecError, nearest_hint
 from recbole_adarec.storage.properties import PROPERTIES
 from recbole_adarec.storage.yaml_files import load_yaml
 
@@ -83,9 +82,7 @@ def check_sequential(name: str, key: str) -> None:
         if path.parent.name != "sequential_recommender" and name in _classes(path):
             raise AdaRecError(f"{key}: {name} is no sequential model")
     if not _registered(name):
-        near = difflib.get_close_matches(name.lower(), [known.lower() for known in sequential_models()], n=1)
-        hint = next((f"; did you mean {known!r}?" for known in sequential_models() if known.lower() in near), "")
-        raise AdaRecError(f"{key}: RecBole has no model {name!r}{hint}")
+        raise AdaRecError(f"{key}: RecBole has no model {name!r}{nearest_hint(name, sequential_models())}")
 
 
 def _registered(name: str) -> bool:

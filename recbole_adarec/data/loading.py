@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.data.utils import get_dataloader
 
 from recbole_adarec import distributed
-from recbole_adarec.errors import AdaRecError
+from recbole_adarec.errors import AdaRecError, nearest_hint
 from recbole_adarec.storage.yaml_files import load_yaml
 
 
@@ -113,8 +112,7 @@ def _check_files(config: Any) -> None:
         if name in downloads:
             return  # RecBole downloads it
         folders = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
-        nearest = difflib.get_close_matches(name, [*folders, *downloads, "ml-100k"], n=1)
-        hint = f"; did you mean {nearest[0]!r}" if nearest else ""
+        hint = nearest_hint(name, [*folders, *downloads, "ml-100k"])
         listing = ", ".join(folders) if folders else "nothing"
         raise AdaRecError(
             f"unknown dataset {name!r}: looked for {file}, found {listing} in {folder.parent}, and RecBole knows no "

@@ -101,8 +101,8 @@ def test_the_names_of_recboles_sequential_models():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"baselines": ["SASRecc"]}, "baselines: RecBole has no model 'SASRecc'; did you mean 'SASRec'?"),
-        ({"baselines": ["sasrec"]}, "baselines: RecBole has no model 'sasrec'; did you mean 'SASRec'?"),
+        ({"baselines": ["SASRecc"]}, "baselines: RecBole has no model 'SASRecc'; the nearest is 'SASRec'"),
+        ({"baselines": ["sasrec"]}, "baselines: RecBole has no model 'sasrec'; the nearest is 'SASRec'"),
         ({"model": "BPR"}, "model: BPR is no sequential model"),
         ({"teacher": "NeuMF"}, "teacher: NeuMF is no sequential model"),
         ({"teacher": "gru"}, "teacher: RecBole has no model 'gru'"),

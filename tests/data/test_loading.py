@@ -23,7 +23,7 @@ def test_an_unknown_dataset():
 def test_unknown_dataset_says_where_it_looked_and_what_is_there(tmp_path):
     folder = write_dataset(tmp_path, "beauty", [[1, 2, 3, 4]])
     line = refused("--dataset=beuty", f"--data_path={folder}")
-    assert str(folder) in line and "did you mean 'beauty'" in line
+    assert str(folder) in line and "the nearest is 'beauty'" in line
 
 
 def test_dataset_without_a_time_field(tmp_path):

@@ -6,7 +6,6 @@ ReLU first. A user adds an operation with the decorator `operation` (docs/extend
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_adarec.errors import AdaRecError
+from recbole_adarec.errors import AdaRecError, nearest_hint
 from recbole_adarec.model.layers import CausalConv, delayed, left_pad
 
 
@@ -317,8 +316,7 @@ def check_operations(names: list[str] | tuple[str, ...], where: str = "operation
     """
     for name in names:
         if name not in OPERATIONS:
-            near = difflib.get_close_matches(name, list(OPERATIONS), n=1)
-            nearest = f"; the nearest is {near[0]!r}" if near else ""
+            nearest = nearest_hint(name, OPERATIONS)
             raise AdaRecError(
                 f"{where}: unknown operation {name!r}{nearest}; known are {', '.join(OPERATIONS)}; one of your own is "
                 "loaded with --plugins= (load_plugins in Python)"

@@ -111,7 +111,7 @@ def test_a_call_inside_recboles_config_is_refused(tmp_path, stock):
 
 
 @pytest.mark.parametrize(
-    "value", [print, Path("/"), torch.nn.Linear(1, 1), getattr, {1: b"bytes"}, torch.nn.Parameter(torch.ones(1))]
+    "value", [eval, Path("/"), torch.nn.Linear(1, 1), getattr, {1: b"bytes"}, torch.nn.Parameter(torch.ones(1))]
 )
 def test_what_recbole_does_not_write_is_refused(tmp_path, value):
     path = write(tmp_path / "x.pth", config={"model": "X"}, state_dict={}, other=value)

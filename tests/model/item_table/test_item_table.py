@@ -540,8 +540,9 @@ def test_blocks_hold_the_catalog_and_keep_a_limit_that_can_be_met(items, size, b
 
 @pytest.mark.parametrize("codes", [None, 0])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("size", [64, 48])
-@pytest.mark.parametrize("limit", [200_000, 100_000, 80_000, 40_000, 20_000, 6_000])
+@pytest.mark.parametrize(
+    ("limit", "size"), [(200_000, 48), (100_000, 64), (80_000, 48), (40_000, 64), (20_000, 48), (6_000, 64)]
+)
 def test_a_table_has_what_a_limit_allows(limit, size, tied, codes):
     config = make_config("cprec", item_output="tied" if tied else "untied", item_codes=codes)
     blocks = cut_blocks(config, 1682, size, limit)

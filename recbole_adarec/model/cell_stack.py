@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from recbole_adarec.model.base import Encoding, SequenceRecommender
 from recbole_adarec.model.item_table.build import build_item_table
+from recbole_adarec.model.layers import Dropout
 from recbole_adarec.model.search_space.cell import Cell
 
 
@@ -36,7 +37,7 @@ class CellStack(SequenceRecommender):
         self.cells: Any = nn.ModuleList(cells)
         limit = None if parameters is None else parameters - sum(p.numel() for p in self.cells.parameters())
         self.item_table = build_item_table(config, dataset, self.n_items, size, limit)
-        self.dropout = nn.Dropout(config["dropout_prob"])
+        self.dropout = Dropout(config["dropout_prob"])
 
     def encode_edges(
         self,

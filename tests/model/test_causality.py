@@ -8,9 +8,10 @@ from recbole.utils import get_model
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.search_space.operations import OPERATIONS, Operation, check_operations, is_causal
+from recbole_adarec.model.teachers.base import backbones
 from tests.helpers import make_config, with_random_weights
 
-CAUSAL = ["NextItNet", "SASRec"]
+CAUSAL = [name for name in backbones() if name != "BERT4Rec"]
 
 
 def teacher(ml100k, backbone):

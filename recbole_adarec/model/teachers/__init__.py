@@ -1,5 +1,5 @@
-"""Teachers: the backbones of this package, and RecBole's models. Importing a module registers its teachers."""
+"""Teachers: the backbones of this package, RecBole's models, and means. Importing a module registers its teachers."""
 
-from recbole_adarec.model.teachers import backbones, recbole_teacher
+from recbole_adarec.model.teachers import bert4rec, causal_bsarec, lrurec, mean, nextitnet, recbole_teacher, sasrec
 
-__all__ = ["backbones", "recbole_teacher"]
+__all__ = ["bert4rec", "causal_bsarec", "lrurec", "mean", "nextitnet", "recbole_teacher", "sasrec"]

@@ -1,0 +1,120 @@
+"""CausalBSARec: self-attention beside a low-pass filter that sees no later item."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_adarec.model.teachers.base import teacher
+from recbole_adarec.model.teachers.stack import StackTeacher, TransformerLayer
+
+WINDOWS = (2, 3, 5, 9)
+"""Lengths of the moving averages, in positions."""
+
+
+class CausalFilter(nn.Module):
+    """Moving averages and their rescaled rest, ``[B, L, C]`` to ``[B, L, C]``.
+
+    ``low + beta^2 (x - low)``, where low is the mean of the last w items at each position, and of those that are there
+    at the start of a sequence. It stands for BSARec's frequency rescaler (Shin et al., AAAI 2024, arXiv 2312.10325,
+    equation 7), whose Fourier transform over the whole sequence sees later items.
+
+    Parameters
+    ----------
+    size : int
+        Channels C, in equal groups, one for each w of `WINDOWS`.
+
+    Attributes
+    ----------
+    beta : nn.Parameter
+        ``[C]``; starts at 1, where the filter is the identity.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.ones(size))
+        self._group_sizes = [len(group) for group in torch.arange(size).tensor_split(len(WINDOWS))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.split(self._group_sizes, -1)
+        means = moving_averages(x.shape[1], x.device).to(x.dtype)
+        low = torch.cat([mean @ group for mean, group in zip(means, groups, strict=True)], -1)
+        return low + self.beta.square() * (x - low)
+
+
+def moving_averages(length: int, device: torch.device) -> Tensor:
+    """Matrices of the moving averages over each of `WINDOWS`, ``[4, L, L]``; no row reaches a later position.
+
+    Notes
+    -----
+    A matrix product takes 1.1 ms for 16 sequences of 50 positions and 64 channels, forth and back; sums of shifted
+    copies take 1.7.
+    """
+    place = torch.arange(length, device=device)
+    back = place[:, None] - place  # positions from a column back to its row
+    windows = torch.tensor(WINDOWS, device=device)[:, None, None]
+    return ((back >= 0) & (back < windows)) / (place[:, None] + 1).clamp_max(windows)
+
+
+class FilterLayer(TransformerLayer):
+    """A filter and self-attention side by side, then a feed-forward network, ``[B, L, C]`` to ``[B, L, C]``.
+
+    With alpha the share of the filter, the norms after the sums and z the input (BSARec, equations 5 and 9):
+
+        y = alpha LN(z + filter(z)) + (1 - alpha) LN(z + attention(z)),    LN(y + FFN(y))
+
+    With ``norm_first``, and n = LN(z):
+
+        y = z + alpha filter(n) + (1 - alpha) attention(n),                y + FFN(LN(y))
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        ``filter_weight``, which is alpha, and the keys of `TransformerLayer`.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.alpha: float = config["filter_weight"]
+        self.filter = CausalFilter(config["hidden_size"])
+        if not self.norm_first:
+            self.norm_filter = nn.LayerNorm(config["hidden_size"])
+
+    def mix(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """Filter and attention, weighted; the part without weight is not computed."""
+        filtered = self.alpha * self.filter(x) if self.alpha > 0 else torch.zeros_like(x)
+        return filtered if self.alpha == 1 else filtered + (1 - self.alpha) * self.self_attn(x, keys)
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        if self.norm_first:
+            return super().forward(x, keys)
+        y = self.alpha * self.norm_filter(x + self.dropout(self.filter(x)))
+        if self.alpha < 1:
+            y = y + (1 - self.alpha) * self.norm1(x + self.dropout(self.self_attn(x, keys)))
+        return self.norm2(y + self.feed_forward(y))
+
+
+@teacher("CausalBSARec")
+class CausalBSARecTeacher(StackTeacher):
+    """BSARec (Shin et al., AAAI 2024, arXiv 2312.10325) with a causal filter, see `FilterLayer` and `CausalFilter`.
+
+    The model is causal: it is trained and distilled at every position. Each layer can be distilled.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        The keys of `AdaRecTeacher`; ``n_layers`` and those of `FilterLayer`.
+    dataset : recbole.data.dataset.Dataset
+        Provides the number of items and their counts.
+
+    Raises
+    ------
+    AdaRecError
+        If ``distilled_layers`` exceeds ``n_layers``, ``n_heads`` does not divide ``hidden_size``, or ``layer_sharing``
+        is set.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset, FilterLayer, positions=config["MAX_ITEM_LIST_LENGTH"])

@@ -1,0 +1,87 @@
+"""LRURec: linear recurrent units."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_adarec.model.teachers.base import teacher
+from recbole_adarec.model.teachers.stack import StackTeacher, TransformerLayer
+
+_LEAST, _MOST = 0.8, 0.99  # absolute values of the eigenvalues at the start, as LRURec has them
+
+
+class LinearRecurrence(nn.Module):
+    """Linear recurrent unit, ``[B, L, C]`` to ``[B, L, C]`` (Orvieto et al., ICML 2023, arXiv 2303.06349).
+
+    ``h_t = lambda h_{t-1} + gamma (B x_t)`` with complex diagonal lambda, and ``y_t = D [Re h_t, Im h_t]``. All
+    positions are computed in log2(L) steps of a prefix scan (LRURec, Yue et al., WSDM 2024, arXiv 2310.02367,
+    section 4.3).
+
+    Parameters
+    ----------
+    size : int
+        Channels C, and complex channels of the state h.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        squares = torch.rand(size) * (_MOST**2 - _LEAST**2) + _LEAST**2  # eigenvalues are uniform on the ring
+        decay = -0.5 * squares.log()
+        self.log_decay = nn.Parameter(decay.log())
+        self.log_angle = nn.Parameter((2 * math.pi * torch.rand(size)).log())
+        self.log_gamma = nn.Parameter(0.5 * (1 - torch.exp(-2 * decay)).log())  # keeps the variance of h near 1
+        self.enter, self.leave = nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        real, imaginary = (self.enter(x) * self.log_gamma.exp().repeat(2)).chunk(2, -1)
+        radius, angle = torch.exp(-self.log_decay.exp()), self.log_angle.exp()
+        a, b = radius * angle.cos(), radius * angle.sin()
+        step = 1
+        while step < x.shape[1]:  # h holds the last `step` items, a + ib is lambda to the power of it
+            past_real, past_imaginary = real[:, :-step], imaginary[:, :-step]
+            real, imaginary = (
+                torch.cat([real[:, :step], real[:, step:] + a * past_real - b * past_imaginary], 1),
+                torch.cat([imaginary[:, :step], imaginary[:, step:] + a * past_imaginary + b * past_real], 1),
+            )
+            a, b = a * a - b * b, 2 * a * b
+            step *= 2
+        return self.leave(torch.cat([real, imaginary], -1))
+
+
+class RecurrentLayer(TransformerLayer):
+    """A linear recurrence in the place of self-attention."""
+
+    def build_mixing(self, config: Any) -> None:
+        """Build the recurrence."""
+        self.recurrence = LinearRecurrence(config["hidden_size"])
+
+    def mix(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """The recurrence; it sees earlier positions only."""
+        return self.recurrence(x)
+
+
+@teacher("LRURec")
+class LRURecTeacher(StackTeacher):
+    """LRURec (Yue et al., WSDM 2024, arXiv 2310.02367): linear recurrences, without position embeddings.
+
+    The model is causal: it is trained and distilled at every position. Each layer can be distilled.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        The keys of `AdaRecTeacher`; ``n_layers``, ``inner_size``, ``hidden_act`` and ``norm_first``.
+    dataset : recbole.data.dataset.Dataset
+        Provides the number of items and their counts.
+
+    Raises
+    ------
+    AdaRecError
+        If ``distilled_layers`` exceeds ``n_layers``, or ``layer_sharing`` is set.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset, RecurrentLayer)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -56,8 +57,9 @@ class Distiller(nn.Module):
         ``gamma``, ``layer_mapping``, ``hidden_distance``, ``kd_temperature``, the ``loss_*`` switches.
     student_size, student_layers : int
         C_s and S.
-    teacher_size, teacher_layers : int
-        C_t and T; without layers, T = 0, there is no L_hid.
+    teacher_layers : sequence of (int, int)
+        Number and channels of the teacher's layers, ``(T_g, C_g)`` for each group of them that has projections of its
+        own (`AdaRecTeacher.layer_shapes`); without layers there is no L_hid.
     teacher_table : Tensor
         The rows that score the teacher's outputs, each followed by its prior, ``[I, C_t + 1]``.
     teacher_bias : float
@@ -76,8 +78,7 @@ class Distiller(nn.Module):
         config: Any,
         student_size: int,
         student_layers: int,
-        teacher_size: int,
-        teacher_layers: int,
+        teacher_layers: Sequence[tuple[int, int]],
         teacher_table: Tensor,
         teacher_bias: float = 0.0,
         teacher_items: Tensor | None = None,
@@ -91,12 +92,16 @@ class Distiller(nn.Module):
         self.use_ce: bool = config["loss_ce"]
         self.use_embedding: bool = config["loss_embedding"]
         self.use_output: bool = config["loss_output"]
-        self.use_hidden: bool = config["loss_hidden"] and config["layer_mapping"] != "none" and teacher_layers > 0
+        depth = sum(number for number, _ in teacher_layers)
+        self.use_hidden: bool = config["loss_hidden"] and config["layer_mapping"] != "none" and depth > 0
         self.distance = DISTANCES[config["hidden_distance"]]
         self.project_embedding = nn.Linear(student_size, teacher_items.shape[1])
-        self.project_layers = nn.ModuleList(nn.Linear(student_size, teacher_size) for _ in range(student_layers))
-        teacher_layers = max(teacher_layers, 1)  # without layers the mapping is not used
-        self.mapping = MAPPINGS[config["layer_mapping"]](student_layers, teacher_layers, config)
+        self.student_layers = student_layers
+        self.project_layers: Any = nn.ModuleList(  # of the first group from each student layer, then of the next group
+            nn.Linear(student_size, size) for _, size in teacher_layers for _ in range(student_layers)
+        )
+        # Without layers the mapping is not used.
+        self.mapping = MAPPINGS[config["layer_mapping"]](student_layers, max(depth, 1), config)
         self.register_buffer("teacher_table", teacher_table.detach(), persistent=False)
         self.teacher_table: Tensor
         self.register_buffer("teacher_items", teacher_items.detach(), persistent=False)
@@ -114,12 +119,17 @@ class Distiller(nn.Module):
         v = torch.linalg.eigh(double.T @ double).eigenvectors.flip(1).to(self.teacher_items.dtype)
         rank = min(item_table.size, v.shape[1])
         item_table.start_from(F.pad(self.teacher_items @ v[:, :rank], (0, item_table.size - rank)))
-        for projection in (self.project_embedding, *self.project_layers):
-            if projection.out_features != len(v):  # layers of another size than the embedding have another basis
-                continue
-            projection.weight.zero_()
-            projection.weight[:, :rank] = v[:, :rank]
-            projection.bias.zero_()
+        number = self.student_layers
+        groups = [list(self.project_layers[i : i + number]) for i in range(0, len(self.project_layers), number)]
+        sizes = [int(group[0].out_features) for group in groups]
+        parts: list[tuple[Tensor, list[Any]]] = [(v, [self.project_embedding])]
+        if sum(sizes) == len(v):  # else layers have another size than the embedding, and so another basis
+            parts += zip(v.split(sizes), groups, strict=True)
+        for basis, group in parts:
+            for projection in group:
+                projection.weight.zero_()
+                projection.weight[:, :rank] = basis[:, :rank]
+                projection.bias.zero_()
 
     def forward(
         self,
@@ -181,15 +191,20 @@ class Distiller(nn.Module):
             total = total + self.gamma * loss
         global_distances = None
         if self.use_hidden:
-            projected = torch.stack(
-                [project(hidden) for project, hidden in zip(self.project_layers, student.layers, strict=True)]
-            )
-            distances = self.distance.between(projected.float(), teacher_targets.layers, teacher_targets.terms)
+            distances = self.layer_distances(student.layers, teacher_targets)
             global_distances = distributed.total(distances.detach() * share)
             loss = self.mapping(distances, global_distances)
             parts["hidden"] = loss.detach()
             total = total + self.gamma * loss
         return Losses(total, parts, global_distances)
+
+    def layer_distances(self, student: Sequence[Tensor], teacher: TeacherTargets) -> Tensor:
+        """D of the student's layers, ``[N, C_s]`` each, and all layers of the teacher, ``[S, T]``."""
+        columns, projections = [], iter(self.project_layers)
+        for layers, terms in zip(teacher.layers, teacher.terms, strict=True):
+            projected = torch.stack([next(projections)(hidden) for hidden in student])
+            columns.append(self.distance.between(projected.float(), layers, terms))
+        return torch.cat(columns, 1)
 
 
 def check_distillation(config: Any) -> None:

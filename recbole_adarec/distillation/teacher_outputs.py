@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from logging import getLogger
 from typing import Any, NamedTuple
 
@@ -29,10 +30,11 @@ class TeacherTargets(NamedTuple):
         Whether they are all positions that are not padding.
     embedding : Tensor
         Target of L_emb, ``[N, C]``; in a RecBole model embedding, layers and output may each have another C.
-    layers : Tensor
-        Values of the T layers for L_hid, as `LayerDistance.prepare` returns them, ``[T, N, C]``; T may be 0.
-    terms : Tensor
-        Terms of the layers for L_hid, likewise, ``[T, N]``.
+    layers : tuple of Tensor
+        Values of the T layers for L_hid, as `LayerDistance.prepare` returns them: ``[T_g, N, C_g]`` for each group of
+        `AdaRecTeacher.layer_shapes`.
+    terms : tuple of Tensor
+        Terms of the layers for L_hid, likewise, ``[T_g, N]`` each.
     output : Tensor
         States that the teacher's item table scores in L_out, ``[N, C]``.
     softmax : TeacherSoftmax or TeacherBlocks, optional
@@ -42,8 +44,8 @@ class TeacherTargets(NamedTuple):
     rows: Tensor
     every_position: bool
     embedding: Tensor
-    layers: Tensor
-    terms: Tensor
+    layers: tuple[Tensor, ...]
+    terms: tuple[Tensor, ...]
     output: Tensor
     softmax: TeacherSoftmax | TeacherBlocks | None = None
 
@@ -66,8 +68,10 @@ class LiveTeacher:
     def targets_of(self, interaction: Any) -> TeacherTargets:
         """The teacher's outputs on a batch of windows, an Interaction."""
         encoding, mask = self.teacher.distillation_targets_in(interaction)
-        no_layers = encoding.output.new_empty(0, len(encoding.output), self.teacher.hidden_size)
-        layers, terms = self.distance.prepare((torch.stack(encoding.layers) if encoding.layers else no_layers).float())
+        ends = list(accumulate(number for number, _ in self.teacher.layer_shapes))
+        groups = [encoding.layers[begin:end] for begin, end in pairwise([0, *ends])]
+        prepared = [self.distance.prepare(torch.stack(group).float()) for group in groups]
+        layers, terms = tuple(zip(*prepared, strict=True)) or ((), ())
         rows = nonzero_positions(mask)
         every_position = len(rows) == int((interaction[self.teacher.ITEM_SEQ] != 0).sum())
         return TeacherTargets(rows, every_position, encoding.embedding.float(), layers, terms, encoding.output.float())
@@ -161,7 +165,7 @@ class CachedTeacher:
         self._item_seq, self._length = teacher.ITEM_SEQ, dataset.windows.length
         self._device = next(teacher.parameters()).device
         # Filled in place: to join parts at the end would take the memory twice.
-        self._widths, self._layers_shape = _widths(teacher), (teacher.distilled_layers, teacher.hidden_size)
+        self._widths, self._layer_shapes = _widths(teacher), teacher.layer_shapes
         self._outputs = torch.empty(positions, sum(self._widths), dtype=torch.half, device=self._device)
         self._terms = torch.empty(positions, teacher.distilled_layers, device=self._device)
         matrix = teacher.item_table.matrix
@@ -178,8 +182,10 @@ class CachedTeacher:
             windows.append(window[rows // width])
             columns.append(rows % width)
             part = slice(done, done + len(rows))
-            self._outputs[part] = torch.cat([targets.embedding, *targets.layers, targets.output], -1)
-            self._terms[part] = targets.terms.T
+            layers = [layer for group in targets.layers for layer in group]
+            self._outputs[part] = torch.cat([targets.embedding, *layers, targets.output], -1)
+            if targets.terms:
+                self._terms[part] = torch.cat(targets.terms).T
             if self._softmax is not None:
                 seen = seen_items(interaction[self._item_seq], targets.rows, float(teacher.repeat_bias))
                 self._softmax.fill(part, targets.output, seen)
@@ -200,17 +206,18 @@ class CachedTeacher:
         every_position = torch.equal(count, self._length[windows])
         index = index.to(self._device, non_blocking=True)
         # index_select takes a tenth of the time of indexing, for half precision on a CPU.
-        embedding, layers, output = self._outputs.index_select(0, index).float().split(self._widths, -1)
-        terms = self._terms.index_select(0, index).T
-        layers = layers.unflatten(-1, self._layers_shape).transpose(0, 1)
+        embedding, *groups, output = self._outputs.index_select(0, index).float().split(self._widths, -1)
+        shapes = self._layer_shapes
+        layers = tuple(group.unflatten(-1, shape).transpose(0, 1) for group, shape in zip(groups, shapes, strict=True))
+        terms = self._terms.index_select(0, index).T.split([number for number, _ in shapes])
         softmax = None if self._softmax is None else self._softmax.select(index)
         return TeacherTargets(rows, every_position, embedding, layers, terms, output, softmax)
 
 
 def _widths(teacher: AdaRecTeacher) -> list[int]:
-    """Channels of the embedding, of all layers together, and of the output."""
+    """Channels of the embedding, of all layers of each group together, and of the output."""
     table: TeacherTable = teacher.item_table
-    return [teacher.embedding_size, teacher.distilled_layers * teacher.hidden_size, table.items.shape[1]]
+    return [teacher.embedding_size, *(number * size for number, size in teacher.layer_shapes), table.items.shape[1]]
 
 
 class TeacherOutputCache:

@@ -57,7 +57,7 @@ class SequenceRecommender(SequentialRecommender):
     The base class derives everything that RecBole calls from these two: ``calculate_loss``, ``predict`` and
     ``full_sort_predict``. The methods assume a causal encoder, which is trained, read and distilled at every position.
     An encoder whose states depend on later items overrides `last_state`, `training_states` and `distillation_targets`;
-    `recbole_adarec.model.teachers.backbones.BERT4RecTeacher` is an example.
+    `recbole_adarec.model.teachers.bert4rec.BERT4RecTeacher` is an example.
 
     Parameters
     ----------
@@ -190,12 +190,15 @@ class SequenceRecommender(SequentialRecommender):
         bias = float(self.repeat_bias)
         return -self.item_table.log_probability(states, labels, SeenItems(seen, bias) if bias else None).mean()
 
+    def states_of(self, interaction: Any) -> Tensor:
+        """States that score the items after the sequences of a batch, ``[B, C]``; some models of RecBole read users."""
+        return self(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items after the sequences of a batch, ``[B, I]``."""
-        return self.scores(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        return self.item_table.scores(self.states_of(interaction), self.seen_items(interaction[self.ITEM_SEQ]))
 
     def predict(self, interaction: Any) -> Tensor:
         """Score of the item ``item_id`` of each row, ``[B]``."""
-        item_seq, items = interaction[self.ITEM_SEQ], interaction[self.ITEM_ID][:, None]
-        states = self(item_seq, interaction[self.ITEM_SEQ_LEN])
-        return self.item_table.scores_of(states, items, self.seen_items(item_seq)).squeeze(1)
+        items, seen = interaction[self.ITEM_ID][:, None], self.seen_items(interaction[self.ITEM_SEQ])
+        return self.item_table.scores_of(self.states_of(interaction), items, seen).squeeze(1)

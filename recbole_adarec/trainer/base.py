@@ -18,6 +18,7 @@ from recbole_adarec.data.windows import length_batches
 from recbole_adarec.losses.build import build_item_loss
 from recbole_adarec.storage.files import load_checkpoint
 from recbole_adarec.storage.recbole_writer import admitted_names, save_trainer
+from recbole_adarec.trainer.averaging import WeightAverage
 from recbole_adarec.trainer.calibration import choose_served_prior, fit_repeat_bias, repeat_share
 from recbole_adarec.trainer.codebooks import quantize_items
 from recbole_adarec.trainer.collector import GatheringCollector, on_device
@@ -93,6 +94,7 @@ class StageTrainer(Trainer):
         self._checkpointing = True
         self.repeat_bias: float = 0.0
         self._repeat_share: float | None = None
+        self._average: WeightAverage | None = None
         self.bar: Any = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=bool(self.enable_scaler))
         self.eval_collector = GatheringCollector(config)
@@ -210,6 +212,7 @@ class StageTrainer(Trainer):
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float:
         """Train an epoch, append its record to `training_log`, and return its mean loss."""
+        self._show_average(False)
         self.model.train()
         self.repeat_bias = float(self.model.repeat_bias)
         windows = self.windows(train_data)
@@ -266,7 +269,14 @@ class StageTrainer(Trainer):
         for embedding in quantized:
             embedding.sync_rows()
         self.after_step()
+        if self._average is not None:
+            self._average.update()
         return loss.detach(), parts
+
+    def _show_average(self, shown: bool) -> None:
+        """Let the model hold the average of its weights, or those that are trained, where they are averaged."""
+        if self._average is not None:
+            self._average.show(shown)
 
     def autocast(self) -> torch.autocast:
         """The context of mixed precision; does nothing without ``enable_amp``."""
@@ -304,6 +314,7 @@ class StageTrainer(Trainer):
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         """Fit `repeat_bias` and evaluate; saves a checkpoint within a standard error of the best one."""
+        self._show_average(True)
         self.fit_repeat_bias(valid_data)
         score, result = super()._valid_epoch(valid_data, show_progress=False)
         self.training_log[-1]["valid_score"] = float(score)
@@ -379,9 +390,12 @@ class StageTrainer(Trainer):
             torch.manual_seed(self.config["seed"] + distributed.rank())
         if valid_data is not None:
             self.start_repeat_bias(valid_data)
+        if self.config["weight_average"]:
+            self._average = WeightAverage(list(self.model.parameters()), self.config["weight_average"])
         try:
             return super().fit(train_data, valid_data, *args, **kwargs)
         finally:
+            self._show_average(True)
             if self.bar is not None:
                 self.bar.close()
                 self.bar = None

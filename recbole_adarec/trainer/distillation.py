@@ -57,7 +57,7 @@ class DistillationTrainer(StageTrainer):
         if config["teacher_path"] and config["gamma"] > 0:
             self.teacher = self._load_teacher(config["teacher_path"])
             self.distiller = Distiller(
-                config, model.hidden_size, len(model.cells), self.teacher.hidden_size, self.teacher.distilled_layers,
+                config, model.hidden_size, len(model.cells), self.teacher.layer_shapes,
                 self.teacher.item_table.matrix, float(self.teacher.repeat_bias), self.teacher.item_embeddings,
             ).to(self.device)  # fmt: skip
             if config["repeat_bias"] is None:  # until that of the model has been fitted

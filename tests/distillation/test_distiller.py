@@ -231,7 +231,7 @@ def test_sampling_without_counts_is_refused():
 
 
 def distiller(config, teacher_table):
-    return Distiller(config, 32, 4, teacher_table.shape[1] - 1, 8, teacher_table)
+    return Distiller(config, 32, 4, [(8, teacher_table.shape[1] - 1)], teacher_table)
 
 
 def test_a_student_that_knows_its_teachers_table_starts_at_the_best_approximation():

@@ -22,10 +22,11 @@ from recbole_adarec.storage.files import load_checkpoint
 from recbole_adarec.storage.model_files import save_model
 from recbole_adarec.trainer.base import Batch
 from recbole_adarec.trainer.fitting import fit_and_evaluate
-from tests.helpers import make_config
+from tests.helpers import OLD_DEFAULTS, make_config
 
 SMALL = {
-    "hidden_size": 16, "block_num": 2, "distilled_layers": 2, "train_batch_size": 100, "dropout_prob": 0.1,
+    "backbone": "NextItNet", "hidden_size": 16, "block_num": 2, "distilled_layers": 2,
+    "train_batch_size": 100, "dropout_prob": 0.1,
     "item_blocks": 3, "item_width_factor": 2.0, "show_progress": False, "latency_repeats": 2, "threads": 1,
 }  # fmt: skip
 
@@ -159,8 +160,9 @@ def test_a_student_with_an_adaptive_table_spends_its_share_of_the_teachers_param
 
 def test_a_run_reports_the_quantized_model_of_its_file(ml100k, tmp_path):
     values = {
-        "item_table": "adaptive", "teacher_epochs": 1, "epochs": 1, "search_epochs": 1, "candidates": 1, "threads": 1,
-        "candidate_sizes": None, "show_progress": False, "latency_repeats": 2, "distilled_layers": 2, "block_num": 2,
+        **OLD_DEFAULTS, "item_table": "adaptive", "teacher_epochs": 1, "epochs": 1, "search_epochs": 1,
+        "candidates": 1, "threads": 1, "candidate_sizes": None, "show_progress": False, "latency_repeats": 2,
+        "distilled_layers": 2, "block_num": 2,
         "teacher_hidden_size": 32, "student_total_budget": 0.4, "cost_budget": 0.2, "item_code_epochs": 1,
     }  # fmt: skip
     report = run_adarec(config_dict=values, run_dir=tmp_path / "run")

@@ -14,7 +14,44 @@ from recbole_adarec.model.item_table.quantization import QuantizedEmbedding
 from recbole_adarec.model.seen_items import SeenItems
 
 
-class FullItemTable(ItemTable):
+class LinearItemTable(ItemTable):
+    """A table whose scores are logits: products of a state and the items' rows, and priors; a subclass has the rows."""
+
+    @property
+    def items(self) -> Tensor:
+        """Embeddings of the items, ``[I, C]``."""
+        raise NotImplementedError
+
+    @property
+    def matrix(self) -> Tensor:
+        """Embeddings of the items, each followed by its prior, ``[I, C + 1]``; scores states with `append_ones`."""
+        return torch.cat([self.items, self.prior[:, None]], 1)
+
+    def ids(self, block: int) -> Tensor:
+        return torch.arange(1, self.n_items, device=self.prior.device)
+
+    def seen_in_block(self, seen: SeenItems, block: int) -> SeenItems:
+        return seen._replace(offset=1)  # the logits of the one block begin with item 1
+
+    def scores(self, states: Tensor, seen: SeenItems | None = None) -> Tensor:
+        scores = F.linear(states, self.items, self.served * self.prior)
+        return scores if seen is None else seen.add_to(scores)
+
+    def scores_of(self, states: Tensor, items: Tensor, seen: SeenItems | None = None) -> Tensor:
+        scores = (self(items) @ states[:, :, None]).squeeze(2) + self.served * self.prior[items]
+        return scores if seen is None else scores + seen.among(items)
+
+    def log_probability(self, states: Tensor, items: Tensor, seen: SeenItems | None = None) -> Tensor:
+        logits = F.linear(states, self.items, self.prior)
+        logits = (logits if seen is None else seen.add_to(logits))[:, 1:]
+        return logits.gather(1, items[:, None] - 1).squeeze(1) - logits.logsumexp(1)
+
+    @torch.no_grad()
+    def top_k(self, states: Tensor, k: int, seen: SeenItems | None = None) -> TopK:
+        return top_k_of_all(self.scores(states, seen), k)
+
+
+class FullItemTable(LinearItemTable):
     """A row of C channels for every item, tied with the softmax; scores are logits.
 
     Parameters
@@ -77,40 +114,12 @@ class FullItemTable(ItemTable):
         """Embeddings of the items, ``[I, C]``."""
         return self.embedding.weight[: self.n_items]
 
-    @property
-    def matrix(self) -> Tensor:
-        """Embeddings of the items, each followed by its prior, ``[I, C + 1]``; scores states with `append_ones`."""
-        return torch.cat([self.items, self.prior[:, None]], 1)
-
     def rows(self, items: Tensor) -> Tensor:
         """The rows of `matrix` of some items, ``[K]`` to ``[K, C + 1]``, with a gradient of these rows alone."""
         return torch.cat([self.embedding(items), self.prior[items, None]], 1)
 
-    def ids(self, block: int) -> Tensor:
-        return torch.arange(1, self.n_items, device=self.prior.device)
-
-    def seen_in_block(self, seen: SeenItems, block: int) -> SeenItems:
-        return seen._replace(offset=1)  # the logits of the one block begin with item 1
-
     def forward(self, items: Tensor) -> Tensor:
         return self.embedding(items)
-
-    def scores(self, states: Tensor, seen: SeenItems | None = None) -> Tensor:
-        scores = F.linear(states, self.items, self.served * self.prior)
-        return scores if seen is None else seen.add_to(scores)
-
-    def scores_of(self, states: Tensor, items: Tensor, seen: SeenItems | None = None) -> Tensor:
-        scores = (self(items) @ states[:, :, None]).squeeze(2) + self.served * self.prior[items]
-        return scores if seen is None else scores + seen.among(items)
-
-    def log_probability(self, states: Tensor, items: Tensor, seen: SeenItems | None = None) -> Tensor:
-        logits = F.linear(states, self.items, self.prior)
-        logits = (logits if seen is None else seen.add_to(logits))[:, 1:]
-        return logits.gather(1, items[:, None] - 1).squeeze(1) - logits.logsumexp(1)
-
-    @torch.no_grad()
-    def top_k(self, states: Tensor, k: int, seen: SeenItems | None = None) -> TopK:
-        return top_k_of_all(self.scores(states, seen), k)
 
     def embeddings(self) -> list[Tensor]:
         return [self.embedding.weight]

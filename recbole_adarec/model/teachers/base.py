@@ -6,18 +6,20 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import SequenceRecommender
-from recbole_adarec.model.item_table.full import FullItemTable
+from recbole_adarec.model.item_table.full import LinearItemTable
+from recbole_adarec.model.layers import Dropout
 
 T = TypeVar("T")
 C = TypeVar("C", bound="type[AdaRecTeacher]")
 
 TEACHERS: dict[str, type[AdaRecTeacher]] = {}
 """Teacher classes by the name of their backbone, in the order of registration."""
-RECBOLE = "RecBole"  # entry of the class that wraps RecBole's models; not a name for the key ``backbone``
+MOST_LAYERS = 8  # that are distilled without a value of ``distilled_layers``
+RECBOLE, MEAN = "RecBole", "mean"  # entries of the classes that hold other models; no names for the key ``backbone``
 
 
 def teacher(name: str) -> Callable[[C], C]:
@@ -48,7 +50,7 @@ def teacher(name: str) -> Callable[[C], C]:
 
 def backbones() -> list[str]:
     """Names of all backbones, the values of the key ``backbone``."""
-    return [name for name in TEACHERS if name != RECBOLE]
+    return [name for name in TEACHERS if name not in (RECBOLE, MEAN)]
 
 
 def teacher_class(name: str) -> type[AdaRecTeacher]:
@@ -70,8 +72,8 @@ def teacher_class(name: str) -> type[AdaRecTeacher]:
 class AdaRecTeacher(SequenceRecommender):
     """Base class of teachers, the large models that students are distilled from.
 
-    Calling this class itself builds the subclass that the key ``backbone`` names, or a `RecBoleTeacher` where
-    ``stock`` is set.
+    Calling this class itself builds the subclass that the key ``backbone`` names, a `RecBoleTeacher` where ``stock`` is
+    set, or a `TeacherMean` where ``members`` is set.
 
     A backbone of your own is a subclass with the decorator `teacher`, in a file that is loaded with ``--plugins=``:
 
@@ -82,7 +84,7 @@ class AdaRecTeacher(SequenceRecommender):
       embedding that enters the first layer, the T layers that `distilled` selects, and the output that the item table
       scores, each ``[B, L, C]``. The state at a position may depend only on the items up to it.
     * An encoder whose states depend on later items also overrides `last_state`, `training_states` and
-      `distillation_targets`, as `recbole_adarec.model.teachers.backbones.BERT4RecTeacher` does.
+      `distillation_targets`, as `recbole_adarec.model.teachers.bert4rec.BERT4RecTeacher` does.
 
     Training, ranking, storing and distillation need nothing else.
 
@@ -104,9 +106,9 @@ class AdaRecTeacher(SequenceRecommender):
         Channels of `Encoding.embedding`; equal to `hidden_size` here.
     distilled_layers : int
         T, the number of layers that a student learns from.
-    dropout : nn.Dropout
+    dropout : Dropout
         Dropout with probability ``dropout_prob``.
-    item_table : FullItemTable
+    item_table : LinearItemTable
         Embeds the items and scores the outputs. Set by the subclass.
 
     Raises
@@ -136,19 +138,28 @@ class AdaRecTeacher(SequenceRecommender):
     ...         return Encoding(embedding, self.distilled(hidden), self.dropout(x))
     """
 
-    item_table: FullItemTable
+    item_table: LinearItemTable
 
     def __new__(cls, config: Any = None, dataset: Any = None) -> AdaRecTeacher:
         if cls is AdaRecTeacher:
-            cls = teacher_class(RECBOLE if config["stock"] else config["backbone"])
+            cls = teacher_class(MEAN if config["members"] else RECBOLE if config["stock"] else config["backbone"])
         return super().__new__(cls)
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.hidden_size: int = config["hidden_size"]
         self.embedding_size = self.hidden_size
-        self.distilled_layers: int = config["distilled_layers"]
-        self.dropout = nn.Dropout(config["dropout_prob"])
+        self.distilled_layers: int = config["distilled_layers"] or MOST_LAYERS
+        self._all_layers = not config["distilled_layers"]
+        self.dropout = Dropout(config["dropout_prob"])
+
+    @property
+    def layer_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Number and channels of the distilled layers, ``(T, C)`` for each group whose states have one basis.
+
+        A mean of teachers has a group for each member.
+        """
+        return ((self.distilled_layers, self.hidden_size),) if self.distilled_layers else ()
 
     @property
     def item_embeddings(self) -> Tensor:
@@ -161,7 +172,12 @@ class AdaRecTeacher(SequenceRecommender):
         return tuple(hidden[(k + 1) * total // number - 1] for k in range(number))
 
     def check_depth(self, depth: int) -> None:
-        """Raise `AdaRecError` unless ``distilled_layers`` is between 1 and `depth`, the number of layers."""
+        """Raise `AdaRecError` unless ``distilled_layers`` is between 1 and `depth`, the number of layers.
+
+        Without a value of that key all layers are distilled, 8 at most.
+        """
+        if self._all_layers:
+            self.distilled_layers = min(depth, MOST_LAYERS)
         if not 1 <= self.distilled_layers <= depth:
             raise AdaRecError(
                 f"distilled_layers: {self.distilled_layers} of {depth} layers of {type(self).__name__} cannot be "

@@ -16,7 +16,7 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding, SequenceRecommender
 from recbole_adarec.model.item_table.base import TeacherTable, TopK, top_k_of_all
 from recbole_adarec.model.teachers.adapters import TEACHER_ADAPTERS, SequenceBatch, TeacherAdapter
-from recbole_adarec.model.teachers.base import RECBOLE, AdaRecTeacher, prefix_ends, teacher
+from recbole_adarec.model.teachers.base import MOST_LAYERS, RECBOLE, AdaRecTeacher, prefix_ends, teacher
 from recbole_adarec.storage.model_files import StoredConfig
 
 HOW = "write an adapter: docs/extending.md, @teacher_adapter"
@@ -120,7 +120,7 @@ class RecBoleTeacher(AdaRecTeacher):
         table: TeacherTable = _RecBoleItems(self.stock, self.adapter)
         self.item_table: Any = table
         layers = self._modules_named(self.adapter.layer_names(self.stock))
-        self.distilled_layers = min(config["distilled_layers"], len(layers))
+        self.distilled_layers = min(config["distilled_layers"] or MOST_LAYERS, len(layers))
         self._layers = list(self.distilled(layers))
         self._outputs = self._modules_named(self.adapter.outputs)[-1:]
         self._embedding = self._modules_named(self.adapter.embedding)[-1:]
@@ -231,6 +231,17 @@ class RecBoleTeacher(AdaRecTeacher):
         """Hidden states of sequences of item ids ``[B, L]``, all of user 1; used to measure what a pass costs."""
         lengths = (item_seq != 0).sum(1)
         return self.encode_batch(SequenceBatch(item_seq, lengths, torch.ones_like(lengths)))
+
+    def states_of(self, interaction: Any) -> Tensor:
+        """States that score the items after the sequences of a batch, ``[B, C]``."""
+        lengths = interaction[self.ITEM_SEQ_LEN]
+        output = self.encode_batch(SequenceBatch(interaction[self.ITEM_SEQ], lengths, interaction[self.USER_ID])).output
+        return self.gather_indexes(output, lengths - 1) if self.every_position else output
+
+    def last_state(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
+        """States that predict the item after each sequence, with the padding user 0, ``[B, C]``."""
+        rows = {self.ITEM_SEQ: item_seq, self.ITEM_SEQ_LEN: lengths, self.USER_ID: torch.zeros_like(lengths)}
+        return self.states_of(rows)
 
     def scores(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
         """Scores of all items after each sequence, with the padding user 0, ``[B, I]``."""

@@ -134,7 +134,7 @@ def test_a_backbone_that_cannot_be_registered_is_refused(monkeypatch):
         teacher("SASRec")(type("Another", (AdaRecTeacher,), {}))
     first, second = (type(name, (AdaRecTeacher,), {}) for name in ("First", "Second"))
     assert teacher("Y")(first) and teacher("Y")(second) is base.teacher_class("Y")  # as when a notebook cell runs again
-    with pytest.raises(AdaRecError, match="unknown backbone 'Z'; known are NextItNet, .* Y; .*--plugins="):
+    with pytest.raises(AdaRecError, match="unknown backbone 'Z'; known are BERT4Rec, .* Y; .*--plugins="):
         base.teacher_class("Z")
 
 

@@ -16,13 +16,14 @@ from recbole_adarec.config.stages import stage_config
 
 # A whole run in seconds on the dataset `tiny`.
 SMALL: dict[str, Any] = {
-    "epochs": 1, "hidden_size": 16, "search_hidden_size": 8, "block_num": 1, "n_layers": 2, "inner_size": 16,
-    "distilled_layers": 2, "cost_budget": 0.5, "candidates": 1, "candidate_sizes": None, "train_batch_size": 200,
-    "latency_repeats": 5, "show_progress": False,
+    "backbone": "NextItNet", "epochs": 1, "hidden_size": 16, "search_hidden_size": 8, "block_num": 1, "n_layers": 2,
+    "inner_size": 16, "distilled_layers": 2, "cost_budget": 0.5, "candidates": 1, "candidate_sizes": None,
+    "train_batch_size": 200, "latency_repeats": 5, "show_progress": False,
 }  # fmt: skip
 # The same with a choice among candidates of two sizes.
 WITH_CHOICE: dict[str, Any] = {
-    "teacher_epochs": 2, "search_epochs": 3, "student_epochs": 2, "teacher_hidden_size": 16, "search_hidden_size": 8,
+    "backbone": "NextItNet", "teacher_epochs": 2, "search_epochs": 3, "student_epochs": 2, "teacher_hidden_size": 16,
+    "search_hidden_size": 8,
     "cost_budget": 0.5, "candidate_sizes": [8, 4], "candidate_epochs": 1, "finalist_epochs": 2,
     "block_num": 2, "distilled_layers": 3, "train_batch_size": 200, "latency_repeats": 3, "show_progress": False,
 }  # fmt: skip
@@ -67,9 +68,12 @@ def with_random_weights(model: Any) -> Any:
     return model.eval()
 
 
+OLD_DEFAULTS = {"backbone": "NextItNet", "MAX_ITEM_LIST_LENGTH": 50}  # one backbone, and no look at the data
+
+
 def make_config(stage: str, dataset: str = "ml-100k", **overrides: Any) -> Any:
     """RecBole's configuration of a stage, as a run makes it."""
-    return stage_config(resolve_user_config(dataset, [], {"show_progress": False, **overrides}), stage)
+    return stage_config(resolve_user_config(dataset, [], {"show_progress": False, **OLD_DEFAULTS, **overrides}), stage)
 
 
 def write_dataset(folder: Path, name: str, histories: list[list[int]], header: str | None = None) -> Path:

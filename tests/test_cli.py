@@ -138,7 +138,7 @@ def test_pythons_none_is_none_where_a_key_can_be_none():
         (["--served_prior", "-1"], "served_prior in the command line is -1, expected between 0 and 1"),
         (["--share_cells=3"], "expected True or False"),
         (["--operations=[conv_3, conv_7]"], "unknown operation 'conv_7'; the nearest is 'conv_5'; known are conv_3"),
-        (["--backbone=GPT"], "unknown value 'GPT'; known are NextItNet, SASRec, BERT4Rec"),
+        (["--backbone=GPT"], "unknown value 'GPT'; known are auto, BERT4Rec, CausalBSARec, LRURec, NextItNet"),
         (["--layer_mapping=best"], "unknown value 'best'; known are emd, left"),
         (["--config_files=nowhere.yaml"], "config_files: no file 'nowhere.yaml', looked in"),
         (["--baselines=[NoSuchModel]"], "RecBole has no model 'NoSuchModel'"),
@@ -173,7 +173,7 @@ def test_refused(arguments, words):
     ("arguments", "words"),
     [
         (["--architecture=nowhere.yaml"], "architecture: no file 'nowhere.yaml'"),
-        (["--distilled_layers=99"], "99 of 16 layers"),
+        (["--distilled_layers=99"], "99 of 2 layers"),
         (["--metrics=[Recal]"], "Recal"),
     ],
 )

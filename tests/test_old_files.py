@@ -25,10 +25,12 @@ SIZES = [
     "--n_layers=2",
 ]  # fmt: skip
 SEED = ["--seed=2020"]
+FORMER = ["--backbone=NextItNet", "--MAX_ITEM_LIST_LENGTH=50"]  # defaults of that version
 RUNS = {
-    "run": [],
+    "run": FORMER,
     "adaptive": [
-        "--item_table=adaptive", "--item_blocks=2", "--item_levels=2", "--item_codes=2", "--student_total_budget=~",
+        *FORMER, "--item_table=adaptive", "--item_blocks=2", "--item_levels=2", "--item_codes=2",
+        "--student_total_budget=~",
         "--total_parameters=4000",
     ],
     "coded": [
@@ -96,13 +98,13 @@ def test_a_recbole_model_alone_continues(old, nothing_trains):
 def test_studies_continue(old, nothing_trains):
     pytest.importorskip("hyperopt")
     assert main([
-        "compare", "--models=CpRec AdaRecStudent", "--fast_baselines", "--output=compare", *SHARED, *SIZES, *SEED,
-        "--cprec_epochs=1",
+        "compare", "--models=CpRec AdaRecStudent", "--fast_baselines", "--output=compare", *FORMER, *SHARED,
+        *SIZES, *SEED, "--cprec_epochs=1",
     ]) == 0  # fmt: skip
-    common = ["--seeds=[2020]", "--output=experiments", *SHARED, *SIZES]
+    common = ["--seeds=[2020]", "--output=experiments", *FORMER, *SHARED, *SIZES]
     assert main(["experiment", "ablation", "--arms=[no distillation]", *common]) == 0
     assert main(["experiment", "cprec", "--arms=[CpRec]", *common, "--cprec_epochs=1"]) == 0
-    assert main(["tune", "--params_file=space.yaml", "--output=tuning", *SHARED, *SIZES, *SEED]) == 0
+    assert main(["tune", "--params_file=space.yaml", "--output=tuning", *FORMER, *SHARED, *SIZES, *SEED]) == 0
 
 
 def test_architecture_files_and_recbole_checkpoints_are_read(old):

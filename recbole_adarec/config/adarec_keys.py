@@ -22,7 +22,8 @@ ITEM_LOSSES = ("auto", "full", "chunked", "sampled")
 ITEM_TABLES = ("full", "adaptive")
 ITEM_OUTPUTS = ("tied", "untied")
 LAYER_SHARING = ("none", "cross_layer", "cross_block", "adjacent_layer", "adjacent_block")
-BACKBONES = ("NextItNet", "SASRec", "BERT4Rec")
+AUTO = "auto"  # the value of ``backbone`` for the candidates in properties/backbone/auto.yaml
+BACKBONES = ("BERT4Rec", "CausalBSARec", "LRURec", "NextItNet", "SASRec")
 
 
 class Section(NamedTuple):
@@ -58,7 +59,7 @@ def registered_backbones() -> Collection[str]:
     """The names of all backbones."""
     from recbole_adarec.model.teachers.base import backbones
 
-    return tuple(backbones())
+    return (AUTO, *backbones())
 
 
 def _distilled(search: Any, student: Any = ...) -> dict[str, Any]:
@@ -91,6 +92,8 @@ SECTIONS: tuple[Section, ...] = (
         Key("dataset", TEXT, "The dataset; ml-100k comes with RecBole.", {"run": "ml-100k"}),
         Key("run_dir", TEXT, "Folder of the run; an existing run is continued. ~: saved/<dataset>-<time>.",
             {"run": None}, optional=True),
+        Key("MAX_ITEM_LIST_LENGTH", (int, str), "Longest history; longer ones are cut. auto: 50, 100 or 200, by the "
+            "data.", {"run": AUTO}, low=1, choices=(AUTO,)),
         Key("model", TEXT, "A RecBole model to train and report alone, as RecBole trains it.", {"run": None},
             optional=True),
         Key("baselines", (list,), "RecBole models to train and report beside ours, such as [SASRec, GRU4Rec].",
@@ -103,12 +106,17 @@ SECTIONS: tuple[Section, ...] = (
             {"run": 512}, low=1),
     )),
     Section("The teacher", (
-        Key("backbone", TEXT, "The teacher's network. Its own training defaults: properties/backbone/.",
-            {"run": "NextItNet", "teacher": "NextItNet"}, choices=BACKBONES, registry=registered_backbones),
+        Key("backbone", (str, list), "The teacher's network; its own training defaults: properties/backbone/. auto, or "
+            "a list of names: the best of several, or their mean, by validation.",
+            {"run": AUTO, "teacher": "NextItNet"}, choices=(AUTO, *BACKBONES), registry=registered_backbones,
+            each=(str, dict), nonempty=True),
+        Key("trial_epochs", INT, "Of several teachers: epochs of each before the poor ones are dropped. ~: a twelfth "
+            "of the most epochs.", {"run": None}, optional=True, low=1),
+        Key("most_members", INT, "Of several teachers: how many are kept at most.", {"run": 4}, low=1),
         Key("teacher", TEXT, "Instead of a backbone: a RecBole checkpoint (.pth), or the name of a RecBole model.",
             {"run": None}, optional=True),
-        Key("distilled_layers", INT, "Layers that a student learns from: every n-th layer, the last one included.",
-            {"teacher": 8}, low=1),
+        Key("distilled_layers", INT, "Layers that a student learns from: every n-th layer, the last one included. ~: "
+            "all, 8 at most.", {"teacher": None}, optional=True, low=1),
         Key("taught_positions", INT, "Prefix ends of a window at which BERT4Rec, or a RecBole model that is not "
             "causal, teaches.", {"teacher": 8}, low=1),
     )),
@@ -117,6 +125,8 @@ SECTIONS: tuple[Section, ...] = (
             {"teacher": 64, "search": 32, "cprec": 64}, low=1),
         Key("dropout_prob", NUMBER, "Dropout; in supernet and student that of embedding and output.",
             {"teacher": 0.5, "search": 0.05, "student": 0.05, "cprec": 0.4}, low=0, high=0.99),
+        Key("attn_dropout_prob", NUMBER, "Dropout of attention weights. ~: dropout_prob.", {"teacher": None},
+            optional=True, low=0, high=0.99),
         Key("full_dropout_at", NUMBER, "Parameters for each target below which CpRec has less dropout; 0: never.",
             {"cprec": 1.6}, low=0),
     )),
@@ -136,6 +146,8 @@ SECTIONS: tuple[Section, ...] = (
         Key("hidden_act", TEXT, "Activation of the feed-forward layer.", {"teacher": "gelu"}, choices=("gelu", "relu")),
         Key("norm_first", FLAG, "Normalize what enters a layer and the last output; False: what leaves each layer.",
             {"teacher": True}),
+        Key("filter_weight", NUMBER, "CausalBSARec: share of the filter, the rest is attention.", {"teacher": 0.7},
+            low=0, high=1),
         Key("mask_ratio", NUMBER, "BERT4Rec: share of items masked in training.", {"teacher": 0.3}, low=0, high=1),
         Key("last_mask_ratio", NUMBER, "BERT4Rec: share of windows with only the last item masked.", {"teacher": 0.1},
             low=0, high=1),
@@ -249,7 +261,8 @@ SECTIONS: tuple[Section, ...] = (
         Key("sampled_items", INT, "Negatives that a sampled batch shares.", _all(4096), low=1),
     )),
     Section("Training", (
-        Key("epochs", INT, "Training epochs.", _trained(24) | {"search": 10}, low=0),
+        Key("epochs", INT, "Training epochs; of several teachers the most that each has, by default fewer than 24 "
+            "where that would be above 8 million targets.", _trained(24) | {"search": 10}, low=0),
         Key("stopping_step", INT, "Epochs without a better valid_metric before stopping.", _trained(10), low=0),
         Key("train_batch_size", INT, "Targets (predicted interactions) of a batch: rows, as RecBole counts them.",
             _all(800), low=1),
@@ -259,6 +272,8 @@ SECTIONS: tuple[Section, ...] = (
             "batch, 1 to 4.", _all(None), optional=True, low=0),
         Key("learning_rate_decay", NUMBER, "Share of the learning rate left at the end of a cosine; 1: constant.",
             _trained(0.05) | {"search": 0.1}, low=0, high=1),
+        Key("weight_average", NUMBER, "Share of the training over whose end weights are averaged; the average is "
+            "evaluated and kept. 0: none.", {"teacher": 0.0}, low=0, high=1),
         Key("weight_decay", NUMBER, "Weight decay (L2 penalty).", _all(0.0005), low=0),
         Key("clip_grad_norm", (dict,), "Gradient clipping, arguments of torch's clip_grad_norm_.",
             {"search": {"max_norm": 5.0}}, optional=True),

@@ -131,7 +131,7 @@ class Key:
             if wrong or small:
                 least = "" if self.each_low is None else f" of at least {_number(self.each_low)}"
                 raise AdaRecError(f"{called} is {values!r}, expected {self.expected_text}{least}")
-            if self.choices:
+            if self.choices and isinstance(value, str):
                 self._check_name(value, called, self.name.rstrip("s"))
 
     def _check_name(self, value: str, called: str, noun: str) -> None:

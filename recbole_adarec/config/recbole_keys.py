@@ -87,7 +87,6 @@ SECTIONS: tuple[Section, ...] = (
         Key("threshold", (dict,), "Value from which an interaction is positive, by column.", optional=True),
     )),
     Section("Dataset: filters and changes", (
-        Key("MAX_ITEM_LIST_LENGTH", INT, "Longest history.", low=1),
         Key("LIST_SUFFIX", TEXT, "Suffix of columns of histories."),
         Key("ITEM_LIST_LENGTH_FIELD", TEXT, "Column of the lengths of histories."),
         Key("POSITION_FIELD", TEXT, "Column of positions.", optional=True),

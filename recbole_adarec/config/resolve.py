@@ -7,6 +7,7 @@ from copy import deepcopy
 from functools import cache
 from typing import Any
 
+from recbole_adarec.config.candidates import teacher_candidates
 from recbole_adarec.config.recbole_models import (
     RECBOLE,
     check_sequential,
@@ -19,7 +20,7 @@ from recbole_adarec.config.recbole_models import (
 from recbole_adarec.config.schema import KEYS, MODELS, OF_RECBOLE_TEACHERS, STAGES, RecBoleKeys, check_values
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.plugins import load_plugins
-from recbole_adarec.storage.properties import find_file, model_defaults, run_defaults
+from recbole_adarec.storage.properties import backbone_defaults, find_file, model_defaults, run_defaults
 from recbole_adarec.storage.yaml_files import load_yaml
 
 COMMAND_LINE, CONFIG_DICT = "the command line", "config_dict"  # how messages name the source of single values
@@ -80,6 +81,14 @@ def resolve_user_config(
         if given.setdefault("hidden_size", size) != size:
             raise AdaRecError("embedding_size and hidden_size are two words for the same thing here; give one of them")
     values = {**run_defaults(), **given}
+    if given.get("model") or given.get(
+        "teacher"
+    ):  # of RecBole: no backbone, and RecBole's length, a row for each prefix
+        for key in {"backbone", "MAX_ITEM_LIST_LENGTH"} - set(given):
+            values.pop(key, None)
+        values.setdefault("backbone", model_defaults(STAGES["teacher"])["backbone"])
+    if candidates := teacher_candidates({**given, "backbone": values["backbone"]}):
+        values["backbone"] = candidates
     if "load_col" not in given and not (RECBOLE / "properties/dataset" / f"{values['dataset']}.yaml").is_file():
         fields = _recbole_properties("dataset/sample.yaml") | values
         values["load_col"] = {"inter": [fields[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]}
@@ -113,7 +122,12 @@ def full_config(values: Mapping[str, Any]) -> dict[str, Any]:
                 own = recbole_model_settings(values["teacher"], teacher)
                 whole |= {f"teacher_{key}": value for key, value in own.items()}
             continue
-        for key in set(model_defaults(model)) - {"architecture", "teacher_path", "supernet_path"}:
+        keys = set(model_defaults(model)) - {"architecture", "teacher_path", "supernet_path"}
+        if stage == "teacher" and isinstance(values["backbone"], list):
+            # What a candidate has of its own stands in ``backbone``, and would not win over a value of all teachers.
+            of_candidates = (key for row in values["backbone"] for key in {*row, *backbone_defaults(row["backbone"])})
+            keys -= {"backbone", "epochs", *of_candidates} - set(stage_values(values, stage))
+        for key in keys:
             # RecBole writes "none" for no negative sampling in words that it does not read back.
             whole[f"{stage}_{key}"] = None if key == "train_neg_sample_args" else config[key]
         for key, value in _general_values(config).items():

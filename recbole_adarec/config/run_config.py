@@ -8,7 +8,7 @@ from recbole_adarec import distributed
 from recbole_adarec.config.baselines import baseline_config
 from recbole_adarec.config.recbole_models import check_sequential, is_checkpoint
 from recbole_adarec.config.resolve import full_config
-from recbole_adarec.config.stages import AdaRecConfig, stage_config
+from recbole_adarec.config.stages import AdaRecConfig, stage_config, stage_values
 from recbole_adarec.memory import use_threads
 from recbole_adarec.model.search_space.architecture import Architecture, as_architecture
 from recbole_adarec.plugins import load_plugins
@@ -72,13 +72,27 @@ class RunConfig:
         """
         return stage_config(self.values, name, **(self._teacher_values if name == "teacher" else {}) | extra)
 
+    def given(self, stage: str, key: str) -> Any:
+        """The value of a key of a stage that the user gave, with or without its prefix; None where there is none."""
+        return stage_values(self.values, stage).get(key)
+
     def baseline(self, name: str, prefix: str = "baseline", **extra: Any) -> AdaRecConfig:
         """RecBole's configuration of a model beside the run; `prefix` is that of its own values."""
         return baseline_config(self.values, name, prefix, **extra)
 
+    def set_history_length(self, config: Any) -> None:
+        """Take ``MAX_ITEM_LIST_LENGTH`` from the configuration that loaded the data, where ``auto`` became a number."""
+        self.values = self.values | {"MAX_ITEM_LIST_LENGTH": config["MAX_ITEM_LIST_LENGTH"]}
+
     def full(self) -> dict[str, Any]:
         """Every value that the run depends on, for config.yaml."""
         return full_config(self.values)
+
+    @property
+    def candidates(self) -> list[dict[str, Any]]:
+        """The candidates for the teacher, each with its own values; empty where there is one backbone."""
+        named = self.values["backbone"]
+        return named if isinstance(named, list) and self.teacher is None else []
 
     @property
     def teacher_is_trained(self) -> bool:

@@ -27,8 +27,8 @@ def internal_defaults(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if model not in MODELS.values():
         return {}
     defaults = model_defaults(model)
-    if "backbone" in defaults:
-        defaults |= backbone_defaults(given.get("backbone", defaults["backbone"]))
+    if "backbone" in defaults and isinstance(backbone := given.get("backbone", defaults["backbone"]), str):
+        defaults |= backbone_defaults(backbone)
     return defaults
 
 

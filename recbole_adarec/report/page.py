@@ -35,6 +35,7 @@ from recbole_adarec.report.text import (
     search_summary,
     stages_table,
     student_ratios,
+    teachers_table,
 )
 
 
@@ -76,6 +77,7 @@ def report_html(report: Mapping[str, Any], training_logs: Mapping[str, Any], ope
             [_paragraph(not_on_log_axis(report))],
         ),
         *_section("Stages", _scrolling(stages_table(report, "html"))),
+        *(_section("Teacher", _scrolling(table)) if (table := teachers_table(report, "html")) else ()),
         *_section("Architecture", _paragraph(architecture_summary(report)) + _cells_html(report)),
         *_section("Search", _paragraph(search_summary(report)) + _scrolling(candidates_table(report, "html"))),
         *_alpha_section(training_logs, operations),

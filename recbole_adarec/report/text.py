@@ -82,6 +82,7 @@ def report_markdown(report: Mapping[str, Any], training_logs: Mapping[str, Any])
         str(report.get("teaching") or ""),
         "## Stages",
         stages_table(report, "github"),
+        *(["## Teacher", table] if (table := teachers_table(report, "github")) else []),
         "## Architecture",
         architecture_summary(report),
         cells,
@@ -211,6 +212,28 @@ def stages_table(report: Mapping[str, Any], fmt: str) -> str:
     if rows and None not in seconds:
         rows.append(["total", f"{sum(filter(None, seconds)):,.1f}", ""])
     return text_table(["stage", "seconds", "epochs"], rows, fmt, left=1) if rows else "No stage was timed."
+
+
+def teachers_table(report: Mapping[str, Any], fmt: str) -> str:
+    """A row for each candidate for the teacher; empty where there was one backbone."""
+    columns: list[tuple[str, tuple[str, ...], str]] = [
+        ("epochs", ("epochs",), "{:.0f}"),
+        ("seconds", ("seconds",), "{:,.1f}"),
+        ("log-likelihood", ("log_likelihood",), "{:.4f}"),
+        ("temperature", ("temperature",), "{:.2f}"),
+        ("weight", ("weight",), "{:.3f}"),
+        *(
+            (f"{part} {metric_label(metric)}", (key, metric), "{:.4f}")
+            for metric in metric_keys(report)[:1]
+            for part, key in (("validation", "valid"), ("test", "test"))
+        ),
+    ]
+    rows = []
+    for row in report.get("teacher_candidates") or []:
+        became = "member" if row.get("dropped") is None else f"dropped {row['dropped']}"
+        numbers = [format_number(number_at(row, *keys), style) for _, keys, style in columns]
+        rows.append([str(row.get("name") or DASH), became, *numbers])
+    return text_table(["candidate", "", *(heading for heading, _, _ in columns)], rows, fmt, left=2) if rows else ""
 
 
 def architecture_summary(report: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from recbole_adarec.runs.recbole_models import recbole_teacher, trained_baseline
 from recbole_adarec.runs.run_folder import RECBOLE_LOGS, RunFolder, default_folder
 from recbole_adarec.runs.stages import TrainStage, build_trainer, reuse_stage, run_stage, train_model
 from recbole_adarec.runs.summary import model_rows, run_report, write_report
+from recbole_adarec.runs.teacher_choice import TeacherChoice
 from recbole_adarec.storage.model_files import load_state
 from recbole_adarec.storage.recbole_checkpoint import read_checkpoint
 from recbole_adarec.trainer.search import bilevel_split
@@ -65,11 +66,12 @@ class Run:
     def __init__(self, config: RunConfig) -> None:
         self.config, self.architecture = config, config.architecture
         self.teacher_outputs = TeacherOutputCache()
-        values, configs = config.values, {stage: config.stage(stage) for stage in STAGES}
-        distributed.start(configs["teacher"]["device"])
-        self.data = load_data(configs["teacher"])
-        self._check_models(configs)
-        parent = configs["teacher"]["checkpoint_dir"]
+        values, data_config = config.values, config.stage("teacher")
+        distributed.start(data_config["device"])
+        self.data = load_data(data_config)
+        config.set_history_length(data_config)
+        self._check_models({stage: config.stage(stage) for stage in STAGES})
+        parent = data_config["checkpoint_dir"]
         folder = distributed.from_first(values["run_dir"] or default_folder(values["dataset"], parent))
         self.folder = RunFolder(folder, config.full(), log=None if values["run_dir"] else RECBOLE_LOGS)
 
@@ -99,6 +101,8 @@ class Run:
                 f"time; processes: {distributed.world_size()}"
             )
             contents = {"teacher": self._run_stage("teacher", self._train_teacher)}
+            if self.config.candidates:
+                TeacherChoice(self.config, self.data, self.folder).clear()
             if until == "teacher":
                 return contents
             if self.architecture is None:
@@ -126,6 +130,10 @@ class Run:
     def _check_models(self, configs: dict[str, Any]) -> None:
         """Build each model once, so that what a model refuses is refused before anything is written."""
         dataset = self.data.train._dataset
+        for candidate in self.config.candidates[1:]:
+            get_model(configs["teacher"]["model"])(self.config.stage("teacher", **candidate), dataset)
+        if self.config.candidates:
+            configs["teacher"] = self.config.stage("teacher", **self.config.candidates[0])
         teacher, supernet, _ = (get_model(config["model"])(config, dataset) for config in configs.values())
         if self.config.teacher is not None and self.config.teacher_is_trained:
             teacher.load(read_checkpoint(self.config.teacher).state_dict, self.config.teacher)
@@ -164,6 +172,8 @@ class Run:
 
     def _train_teacher(self, config: Any, data: Loaders) -> tuple[Any, dict[str, Any]]:
         """Train the teacher, or take a model of RecBole."""
+        if self.config.candidates:
+            return TeacherChoice(self.config, self.data, self.folder).teacher(config)
         if self.config.teacher is None:
             return self._train(config, data)
         return recbole_teacher(self.config.teacher, self.config, config, data, self.folder)

@@ -16,7 +16,7 @@ from recbole_adarec.runs.stages import item_tokens
 from recbole_adarec.storage.files import load_checkpoint
 from recbole_adarec.storage.recbole_checkpoint import read_checkpoint
 from recbole_adarec.trainer.calibration import fit_repeat_bias, repeat_share
-from recbole_adarec.trainer.teacher import evaluate_recbole_model
+from recbole_adarec.trainer.teacher import evaluate_model
 
 
 def trained_baseline(
@@ -94,7 +94,7 @@ def recbole_teacher(
     model.load(weights, teacher)
     model.eval().check(next(iter(data.valid))[0][:32].to(stage_config["device"]))
     model.repeat_bias.zero_()  # first the results without a bias, as RecBole ranks
-    as_recbole = results = evaluate_recbole_model(stage_config, model, data)
+    as_recbole = results = evaluate_model(stage_config, model, data)
     if config.teacher_is_trained:
         getLogger().info(check_recorded_score(checkpoint, results["valid"]))
     getLogger().info(model.describe())
@@ -103,7 +103,7 @@ def recbole_teacher(
     else:
         model.repeat_bias.fill_(stage_config["repeat_bias"])
     if model.repeat_bias:
-        results = evaluate_recbole_model(stage_config, model, data)
+        results = evaluate_model(stage_config, model, data)
     return model, {
         **results,
         "as_recbole": as_recbole,

@@ -18,6 +18,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_adarec import distributed
+from recbole_adarec.config.schema import KEYS, split_prefix
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.storage.files import plain, write_text
 from recbole_adarec.storage.yaml_files import load_yaml
@@ -29,6 +30,7 @@ _NEUTRAL_KEYS = {
     "config_files", "wandb_project", "data_path", "teacher_cache_mb", "worker", "eval_scores_mb",
     "nproc", "ip", "port", "group_offset",
 }  # fmt: skip
+_NOT_WRITTEN = {"MAX_ITEM_LIST_LENGTH": 50}  # in some folders of version 0.1.0, where it was RecBole's
 _NEEDED_BYTES = 64 * 2**20
 RECBOLE_LOGS = Path("log/AdaRec")  # RecBole logs into log/<model>/ of the current folder
 
@@ -195,6 +197,12 @@ def changes_results(key: str) -> bool:
     return key not in _NEUTRAL_KEYS and key.partition("_")[2] not in _NEUTRAL_KEYS
 
 
+def default_of(key: str) -> Any:
+    """The default of a key of this package, with or without the prefix of a stage; None for other keys."""
+    prefix, name = split_prefix(key)
+    return KEYS[name].defaults.get(prefix or "run") if name in KEYS else None
+
+
 def check_same(stored: dict[str, Any], values: dict[str, Any], path: Path) -> None:
     """Check that a stored configuration has the same results as the current one.
 
@@ -212,9 +220,10 @@ def check_same(stored: dict[str, Any], values: dict[str, Any], path: Path) -> No
     AdaRecError
         If a key that changes results differs: names the first one.
     """
-    current = plain(values)
+    stored, current = _NOT_WRITTEN | stored, plain(values)
     for key in sorted(set(stored) | set(current)):
-        if changes_results(key) and stored.get(key) != current.get(key):
+        newer = key not in stored and current[key] == default_of(key)  # a key's default leaves older runs as they were
+        if changes_results(key) and stored.get(key) != current.get(key) and not newer:
             raise AdaRecError(
                 f"run_dir: {path} is a run of another configuration: {key} is {stored.get(key)!r} there and "
                 f"{current.get(key)!r} now; give another run_dir, or the same values"

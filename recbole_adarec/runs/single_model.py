@@ -35,6 +35,7 @@ class ModelRun:
         stage_config = config.stage(stage)
         distributed.start(stage_config["device"])
         self.data = load_data(stage_config)
+        config.set_history_length(stage_config)
         # Built once, so that what the model refuses is refused before anything is written.
         get_model(stage_config["model"])(stage_config, self.data.train._dataset)
         keys = set(model_defaults(stage_config["model"])) - {"train_neg_sample_args"}

@@ -112,6 +112,7 @@ def run_report(
         "stages": stages,
         "models": list(models),
         "architecture": {**architecture.to_dict(), "operations": architecture.count(), "search": search_row},
+        "teacher_candidates": contents["teacher"].get("candidates"),
         "teaching": recbole_teacher_text(teacher, contents["teacher"]),
         "distillation": last.get("flow")
         and {key: last[key] for key in ("student_layer_weights", "teacher_layer_weights", "flow")},

@@ -80,9 +80,10 @@ class Comparison:
 
     def __init__(self, values: dict[str, Any], folder: str | Path, fast: bool = False) -> None:
         use_threads(values["threads"])
-        self.values, self.fast = values, fast
         self.config = stage_config(values, "teacher")
         self.data = load_data(self.config)
+        values = values | {"MAX_ITEM_LIST_LENGTH": self.config["MAX_ITEM_LIST_LENGTH"]}  # a number where it was auto
+        self.values, self.fast = values, fast
         self.folder = RunFolder(folder, full_config(values))
 
     @recbole_patches()

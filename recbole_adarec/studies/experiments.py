@@ -225,7 +225,8 @@ def teachers(study: ArmStudy) -> dict[str, Any]:
     dict
         What `compare_arms` returns, with ``teacher`` and ``teacher_layers`` for each arm.
     """
-    first, *others = backbones()
+    first = "NextItNet"
+    others = [name for name in backbones() if name != first]
     source = "search" if study.values["backbone"] == first else first
     searched = study.run([Arm(source, {"backbone": first})])[source]
     reference = f"student of {first}"

@@ -87,8 +87,11 @@ def run_code(job: dict[str, Any]) -> None:
 def check_budget(job: dict[str, Any]) -> None:
     """Every operation that a document's command names fits into its budget, with the default sizes of all models."""
     config = RunConfig(resolved(job["files"], job["given"] | {"dataset": job["dataset"], "data_path": "data"}))
-    stages = {stage: config.stage(stage) for stage in ("teacher", "search")}
-    dataset = load_data(stages["teacher"]).train._dataset
+    first = config.candidates[0] if config.candidates else {}
+    data_config = config.stage("teacher")
+    dataset = load_data(data_config).train._dataset
+    config.set_history_length(data_config)
+    stages = {"teacher": config.stage("teacher", **first), "search": config.stage("search")}
     teacher, supernet = (get_model(stage["model"])(stage, dataset) for stage in stages.values())
     supernet.limit_cost(stages["search"]["cost_budget"], teacher)
     assert not supernet.beyond_budget(), f"no student within the budget has {supernet.beyond_budget()}"

@@ -130,7 +130,7 @@ def test_mixed_precision_trains_to_nearly_the_same_losses(tiny, tmp_path):
     values = {
         "data_path": str(tiny), "teacher_epochs": 3, "search_epochs": 2, "student_epochs": 2, "hidden_size": 16,
         "block_num": 1, "distilled_layers": 2, "train_batch_size": 100, "latency_repeats": 2, "show_progress": False,
-        "cost_budget": None, "candidate_sizes": None,
+        "cost_budget": None, "candidate_sizes": None, "backbone": "NextItNet",
         "alpha_warmup": 0, "dropout_prob": 0.0,
     }  # fmt: skip
     for amp in (False, True):

@@ -17,9 +17,8 @@ from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.runs.pipeline import Run
 
 SMALL = {
-    "epochs": 1, "hidden_size": 8, "block_num": 1, "distilled_layers": 2, "cost_budget": None, "candidates": 1,
-    "candidate_sizes": None,
-    "train_batch_size": 400, "show_progress": False,
+    "backbone": "NextItNet", "epochs": 1, "hidden_size": 8, "block_num": 1, "distilled_layers": 2, "cost_budget": None,
+    "candidates": 1, "candidate_sizes": None, "train_batch_size": 400, "show_progress": False,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.evaluation.significance import paired_tests
 from recbole_adarec.interop.every_position import EVERY_POSITION_MODELS, EveryPosition
-from tests.helpers import SMALL, as_arguments, make_config
+from tests.helpers import OLD_DEFAULTS, SMALL, as_arguments, make_config
 
 
 def compare(tiny: Path, models: str, *more: str) -> int:
@@ -69,7 +69,7 @@ def test_models_of_all_kinds_are_compared_and_none_is_trained_twice(comparison, 
 
 @pytest.mark.parametrize("name", list(EVERY_POSITION_MODELS))
 def test_a_causal_model_depends_on_no_later_item_and_scores_as_recboles(name, ml100k):
-    values = resolve_user_config("ml-100k", [], {"baselines": [name], "show_progress": False})
+    values = resolve_user_config("ml-100k", [], {**OLD_DEFAULTS, "baselines": [name], "show_progress": False})
     config = baseline_config(values, name, every_position=True)
     model = EveryPosition(config, ml100k.train._dataset).eval()
     rows = ml100k.test._dataset[torch.arange(40)]
@@ -90,7 +90,8 @@ def test_training_on_every_position_learns(tiny):
     from recbole_adarec.interop.baselines import train_baseline
     from recbole_adarec.storage.files import load_checkpoint
 
-    overrides = {"baselines": ["GRU4Rec"], "data_path": str(tiny), "show_progress": False, "train_batch_size": 200}
+    overrides = {**OLD_DEFAULTS, "baselines": ["GRU4Rec"], "data_path": str(tiny), "train_batch_size": 200}
+    overrides["show_progress"] = False
     values = resolve_user_config("tiny", [], overrides | {"epochs": 40, "learning_rate": 0.02})
     config = baseline_config(values, "GRU4Rec", every_position=True)
     data = load_data(make_config("teacher", "tiny", data_path=str(tiny)))

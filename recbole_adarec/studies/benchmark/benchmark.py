@@ -19,6 +19,7 @@ import torch
 from recbole.utils import init_seed
 from tqdm import tqdm
 
+from recbole_adarec.config.adarec_keys import AUTO
 from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.config.stages import make_config, stage_config, stage_values
 from recbole_adarec.data.loading import Loaders, load_data
@@ -76,6 +77,11 @@ class Benchmark:
     def __init__(self, config_files: list[str], overrides: dict[str, Any], sizes: Sizes, folder: str | Path) -> None:
         self.files, self.sizes, self.folder = config_files, sizes, Path(folder)
         self.overrides = overrides | {"checkpoint_dir": str(folder)}
+        given = resolve_user_config(None, config_files, self.overrides)
+        if given.get("MAX_ITEM_LIST_LENGTH") == AUTO:  # what is measured shall not depend on the data
+            self.overrides["MAX_ITEM_LIST_LENGTH"] = 50
+        if isinstance(given["backbone"], list):
+            self.overrides["backbone"] = "NextItNet"
         self.values = resolve_user_config(None, config_files, self.overrides)
         self.config = stage_config(self.values, "teacher")
         self._data: Loaders | None = None

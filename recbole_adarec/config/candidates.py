@@ -1,0 +1,44 @@
+"""The candidates for the teacher: what ``backbone`` names where it names more than one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from recbole_adarec.config.adarec_keys import AUTO
+from recbole_adarec.config.schema import KEYS, check_values
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.storage.properties import PROPERTIES
+from recbole_adarec.storage.yaml_files import load_yaml
+
+
+def teacher_candidates(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The candidates that ``backbone`` names, each with its own values; empty where it names one backbone.
+
+    Parameters
+    ----------
+    given : dict
+        The values that the user gave. Those of the teacher win over those of ``auto``, not over those in a list.
+
+    Raises
+    ------
+    AdaRecError
+        If a candidate in the list has no ``backbone``, an unknown key, or a wrong value.
+    """
+    named = given.get("backbone")
+    if named == AUTO:
+        candidates = load_yaml(PROPERTIES / "backbone/auto.yaml")["backbone"]
+        own = {key.removeprefix("teacher_") if key not in KEYS else key for key in given} - {"backbone"}
+        reduced = [{key: value for key, value in row.items() if key not in own} for row in candidates]
+        return [row for number, row in enumerate(reduced) if row not in reduced[:number]]
+    if not isinstance(named, list):
+        return []
+    candidates = [{"backbone": row} if isinstance(row, str) else row for row in named]
+    for number, row in enumerate(candidates, 1):
+        where = f"candidate {number} of backbone"
+        if not isinstance(row.get("backbone"), str) or row["backbone"] == AUTO:
+            raise AdaRecError(
+                f"{where} is {row!r}; give each its own backbone, as in {{backbone: SASRec, n_layers: 2}}"
+            )
+        check_values(row, where)
+    return candidates

@@ -1,0 +1,220 @@
+"""Chooses the teacher among several candidates: the best of them, or their mean, by validation.
+
+A training is made of cycles, each twice as long as the one before and with a whole learning rate schedule of its own
+(Loshchilov and Hutter, ICLR 2017, arXiv 1608.03983), so that it can end after any of them. All candidates are trained
+for one cycle; those that a mean needs are trained on until a cycle gains nothing, the others are dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from logging import getLogger
+from typing import Any, NamedTuple
+
+from recbole.utils import init_seed
+
+from recbole_adarec import distributed
+from recbole_adarec.config.run_config import RunConfig
+from recbole_adarec.data.loading import Loaders
+from recbole_adarec.evaluation.mean_weights import (
+    Calibrated,
+    Choice,
+    HeldOut,
+    calibrate,
+    choose_members,
+    held_out,
+    paired_gain,
+)
+from recbole_adarec.model.registry import get_model
+from recbole_adarec.model.stored import build_model
+from recbole_adarec.runs.run_folder import RunFolder
+from recbole_adarec.runs.stages import item_tokens
+from recbole_adarec.storage.files import plain
+from recbole_adarec.storage.model_files import load_state, save_model
+from recbole_adarec.trainer.registry import get_trainer
+from recbole_adarec.trainer.teacher import evaluate_mean, evaluate_model
+
+_MOST_EPOCHS, _MOST_TARGETS = 24, 8_000_000  # of a training, whichever is less
+_FIRST_CYCLE = 1 / 12  # of these epochs
+
+
+class Trained(NamedTuple):
+    """A candidate after a cycle of its training.
+
+    Attributes
+    ----------
+    content : dict
+        Of its model file.
+    states : HeldOut
+        What its logits on validation rows are computed from.
+    result : Calibrated
+        Its likelihood and ranking on these rows.
+    seconds : float
+        Of all cycles so far.
+    """
+
+    content: dict[str, Any]
+    states: HeldOut
+    result: Calibrated
+    seconds: float
+
+    def gains_on(self, other: Trained) -> bool:
+        """Whether it is likelier than another, or ranks better, by more than a standard error."""
+        new, old = self.result, other.result
+        likelihoods, ndcgs = (new.log_likelihood, old.log_likelihood), (new.ndcg, old.ndcg)
+        return any(gain > error for gain, error in (paired_gain(*likelihoods), paired_gain(*ndcgs)))
+
+
+def cycles(first: int, most: int) -> list[int]:
+    """Epochs of each cycle: each has twice those of the one before, the last one what is left of the most."""
+    lengths = [min(first, most)]
+    while (left := most - sum(lengths)) > 0:
+        following = 2 * lengths[-1]
+        lengths.append(left if left < following + lengths[-1] else following)
+    return lengths
+
+
+class TeacherChoice:
+    """Trains the candidates for the teacher, and makes the mean of those that validation chooses.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run; its ``backbone`` names several candidates.
+    data : Loaders
+        Of the run.
+    folder : RunFolder
+        Of the run. Each training is kept in a file, from which an interrupted choice continues, until the teacher's own
+        file is there.
+    """
+
+    def __init__(self, config: RunConfig, data: Loaders, folder: RunFolder) -> None:
+        self.config, self.data, self.folder = config, data, folder
+        names = [row["backbone"] for row in config.candidates]
+        self.candidates = {
+            name if names.count(name) == 1 else f"{name}-{names[: i + 1].count(name)}": row
+            for i, (name, row) in enumerate(zip(names, config.candidates, strict=True))
+        }
+        targets = int(data.train._dataset.windows.length.sum())
+        most = config.given("teacher", "epochs") or min(_MOST_EPOCHS, max(_MOST_TARGETS // targets, 1))
+        self.cycles = cycles(config.values["trial_epochs"] or max(1, round(_FIRST_CYCLE * most)), most)
+
+    def teacher(self, stage_config: Any) -> tuple[Any, dict[str, Any]]:
+        """The teacher and what its model file holds besides the weights.
+
+        Parameters
+        ----------
+        stage_config : recbole.config.Config
+            Of the stage ``teacher``; it is given the members.
+        """
+        most = self.config.values["most_members"]
+        first = {name: self._train(name) for name in self.candidates}
+        kept = choose_members({name: trained.states for name, trained in first.items()}, most)
+        self._log("first round", first, kept)
+        last = {name: self._finish(name, first[name]) for name in kept.weights}
+        choice = choose_members({name: trained.states for name, trained in last.items()}, most)
+        self._log("last round", last, choice)
+        stage_config["members"] = [
+            {"config": plain(last[name].content["config"]), "weight": weight} for name, weight in choice.weights.items()
+        ]
+        stage_config["backbone"] = " + ".join(choice.weights)
+        model = self._model(stage_config)
+        for member, name in zip(model.members, choice.weights, strict=True):
+            member.load_state_dict(last[name].content["state_dict"])
+        model.eval().weigh()
+        results = evaluate_mean(stage_config, model, self.data.for_stage(stage_config))
+        trained = first | last
+        return model, {
+            **results,
+            "epochs": sum(len(candidate.content["history"]) for candidate in trained.values()),
+            "history": [],
+            "n_users": self.data.dataset.user_num,
+            "item_tokens": item_tokens(self.data),
+            "candidates": self._records(trained, kept, choice, model),
+        }
+
+    def _model(self, config: Any) -> Any:
+        """An untrained model on its device."""
+        return get_model(config["model"])(config, self.data.train._dataset).to(config["device"])
+
+    def _finish(self, name: str, trained: Trained) -> Trained:
+        """Train a candidate on, until a cycle gains nothing; the likelier one of before and after that cycle."""
+        for cycle in range(1, len(self.cycles)):
+            before, trained = trained, self._train(name, cycle, trained)
+            if not trained.gains_on(before):
+                getLogger().info(f"{name}: the last {self.cycles[cycle]} epochs gained no more than noise")
+                pair = (before._replace(seconds=trained.seconds), trained)
+                return max(pair, key=lambda candidate: float(candidate.result.log_likelihood.mean()))
+        return trained
+
+    def _train(self, name: str, cycle: int = 0, before: Trained | None = None) -> Trained:
+        """Train a candidate for a cycle, on from the one before; from its file if that is there."""
+        path = self.folder / f".{name}-{cycle}.pth"
+        seed = self.config.stage("teacher")["seed"] + list(self.candidates).index(name)
+        values = {**self.candidates[name], "epochs": self.cycles[cycle], "seed": seed}
+        config = self.config.stage("teacher", **values, checkpoint_dir=str(self.folder.path))
+        if not distributed.from_first(path.is_file()):
+            done = sum(self.cycles[:cycle])
+            getLogger().info(f"{name}: epochs {done + 1} to {done + self.cycles[cycle]}")
+            start = time.perf_counter()
+            init_seed(seed + cycle, config["reproducibility"])
+            data = self.data.for_stage(config)
+            trainer = get_trainer(config)(config, self._model(config))
+            if before is not None:
+                trainer.model.load_state_dict(before.content["state_dict"])
+                trainer.training_log = list(before.content["history"])
+                trainer.restart(self.cycles[cycle])
+            trainer.start_repeat_bias(self.data.valid)
+            trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
+            trainer.fit_repeat_bias(self.data.valid)
+            seconds = time.perf_counter() - start + (before.seconds if before else 0.0)
+            if distributed.is_first():
+                save_model(path, trainer.model, config, history=trainer.training_log, seconds=seconds)
+            distributed.barrier()
+        content = load_state(path, expected=config["model"])
+        states = held_out(build_model(content, config["device"]), self.data.valid)
+        trained = Trained(content, states, calibrate(states), content["seconds"])
+        getLogger().info(
+            f"{name}: {len(content['history'])} epochs, {trained.seconds:.0f} s, {_figures(trained.result)}"
+        )
+        return trained
+
+    def _log(self, title: str, trained: Mapping[str, Trained], choice: Choice) -> None:
+        for step in choice.steps:
+            getLogger().info(f"{title}: {step}")
+        weights = ", ".join(f"{name} {weight:.3f}" for name, weight in choice.weights.items())
+        getLogger().info(f"{title}: of {', '.join(trained)}: {weights}; {_figures(choice.mean)}")
+
+    def _records(self, trained: Mapping[str, Trained], kept: Choice, choice: Choice, mean: Any) -> list[dict[str, Any]]:
+        """A row for each candidate: how long it was trained, how likely, and what became of it."""
+        members = dict(zip(choice.weights, mean.members, strict=True))
+        rows = []
+        for name, candidate in trained.items():
+            row: dict[str, Any] = {
+                "name": name,
+                "values": self.candidates[name],
+                "epochs": len(candidate.content["history"]),
+                "seconds": round(candidate.seconds, 1),
+                "log_likelihood": float(candidate.result.log_likelihood.mean()),
+                "temperature": 1 / candidate.result.scale,
+                "weight": choice.weights.get(name),
+                "dropped": None if name in members else f"after {'last' if name in kept.weights else 'first'} round",
+            }
+            if name in members:
+                config = self.config.stage("teacher", **self.candidates[name])
+                row |= evaluate_model(config, members[name].eval(), self.data)
+            rows.append(row)
+        return rows
+
+    def clear(self) -> None:
+        """Remove the files of the trainings; the teacher holds what is needed."""
+        if distributed.is_first():
+            for name in self.candidates:
+                for path in self.folder.path.glob(f".{name}-*.pth"):
+                    path.unlink()
+
+
+def _figures(result: Calibrated) -> str:
+    likelihood, ndcg = float(result.log_likelihood.mean()), float(result.ndcg.mean())
+    return f"log-likelihood {likelihood:.4f} at temperature {1 / result.scale:.2f}, NDCG@10 {ndcg:.4f}"

@@ -1,0 +1,113 @@
+"""The choice among several teachers: members, records, and how it continues."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_adarec import run_adarec
+from recbole_adarec.config.candidates import teacher_candidates
+from recbole_adarec.errors import AdaRecError
+from recbole_adarec.runs import teacher_choice
+from recbole_adarec.storage.model_files import load_state
+from tests.helpers import SMALL, refused
+
+NAMES = ["CausalBSARec", "LRURec", "NextItNet"]
+FEW = {**SMALL, "trial_epochs": 1, "teacher_epochs": 3, "most_members": 2, "teacher_learning_rate": 0.01}
+
+
+def run(tiny: Path, folder: str, **values):
+    values = {**FEW, "backbone": NAMES, "data_path": str(tiny), "threads": 1, "seed": 2020, **values}
+    return run_adarec(dataset="tiny", config_dict=values, run_dir=folder)
+
+
+def figures(folder: str) -> dict:
+    report = json.loads((Path(folder) / "report.json").read_text())
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in report["teacher_candidates"]]
+    return {"candidates": rows, "models": [(row["valid"], row["test"]) for row in report["models"]]}
+
+
+def test_several_backbones_give_a_mean_of_those_that_validation_chooses(tiny):
+    report = run(tiny, "run")
+    content = load_state("run/teacher.pth", expected="AdaRecTeacher")
+    rows = {row["name"]: row for row in report["teacher_candidates"]}
+    assert list(rows) == NAMES
+    members = [name for name, row in rows.items() if row["dropped"] is None]
+    assert 1 <= len(members) <= 2 and report["models"][0]["kind"].split(" + ") == [
+        member["config"]["backbone"] for member in content["config"]["members"]
+    ]
+    for name, row in rows.items():
+        assert (row["weight"] is not None) == (name in members) == ("test" in row)
+        assert row["epochs"] == (1 if row["dropped"] == "after first round" else 3)
+    assert "member" in Path("run/report.md").read_text()
+    assert not list(Path("run").glob(".*.pth"))  # the trainings of candidates are gone
+
+
+def test_an_interrupted_choice_continues_with_the_same_figures(tiny, monkeypatch):
+    run(tiny, "whole")
+    trained, save = [], teacher_choice.save_model
+
+    def interrupted(path, *args, **kwargs):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(path)
+        save(path, *args, **kwargs)
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(teacher_choice, "save_model", interrupted)
+        run(tiny, "broken")
+    run(tiny, "broken")
+    log = Path("broken/log.txt").read_text()
+    assert [log.count(f"{name}: epochs 1 to 1") for name in NAMES] == [1, 1, 2]  # the third was interrupted
+    assert figures("broken") == figures("whole")
+
+
+def test_auto_is_a_list_in_which_the_users_keys_win():
+    whole = teacher_candidates({"backbone": "auto"})
+    assert len(whole) > 2 and all("dropout_prob" in row for row in whole if row["backbone"] == "CausalBSARec")
+    reduced = teacher_candidates({"backbone": "auto", "teacher_dropout_prob": 0.1, "n_layers": 3})
+    assert not any("dropout_prob" in row or "n_layers" in row for row in reduced)
+    assert all(row not in reduced[:number] for number, row in enumerate(reduced))
+    assert teacher_candidates({"backbone": "SASRec"}) == []
+
+
+def test_a_candidate_has_its_own_values(tiny):
+    backbone = [{"backbone": "CausalBSARec", "n_layers": 3}, {"backbone": "CausalBSARec", "n_layers": 1}]
+    report = run(tiny, "run", backbone=backbone, most_members=1, distilled_layers=None)
+    assert [row["name"] for row in report["teacher_candidates"]] == ["CausalBSARec-1", "CausalBSARec-2"]
+    member = load_state("run/teacher.pth", expected="AdaRecTeacher")["config"]["members"][0]["config"]
+    assert member["n_layers"] in (1, 3) and member["hidden_size"] == SMALL["hidden_size"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        ("[SASRec, GRU]", "unknown backbone 'GRU'.*known are auto, BERT4Rec"),
+        ("[SASRec, {n_layers: 2}]", "candidate 2 of backbone is .* give each its own backbone"),
+        ("[{backbone: SASRec, n_layer: 2}]", "unknown key 'n_layer' in candidate 1 of backbone; the nearest"),
+        (
+            "[{backbone: SASRec, n_layers: two}]",
+            "n_layers in candidate 1 of backbone is 'two', expected a whole number",
+        ),
+        ("[]", "backbone in the command line is empty"),
+    ],
+)
+def test_a_wrong_candidate_is_refused(backbone, expected):
+    assert re.search(expected, refused(f"--backbone={backbone}"))
+
+
+def test_a_candidate_that_cannot_be_built_is_refused_before_anything_is_written(tiny):
+    with pytest.raises(AdaRecError, match="distilled_layers: 5 of 2 layers"):
+        run(tiny, "run", backbone=["SASRec", "LRURec"], distilled_layers=5)
+    assert not Path("run").exists()
+
+
+def test_the_student_learns_from_the_layers_of_all_members(tiny):
+    report = run(tiny, "run", backbone=["CausalBSARec", "SASRec"], most_members=2)
+    content = load_state("run/teacher.pth", expected="AdaRecTeacher")
+    flow = torch.tensor(report["distillation"]["flow"])
+    assert flow.shape[1] == 2 * len(content["config"]["members"])

@@ -18,8 +18,8 @@ SCRIPT = Path(__file__).parent.parent / "run_adarec.py"
 SETTINGS = {
     "dataset": "tiny", "backbone": "NextItNet", "hidden_size": 16, "teacher_block_num": 2,
     "teacher_distilled_layers": 4, "cells": 2, "cost_budget": 0.5, "candidate_sizes": [16], "candidates": 6,
-    "cost_floor": 0.9, "teacher_epochs": 2, "search_epochs": 2, "student_epochs": 2, "alpha_warmup": 0, "dropout_prob": 0.0,
-    "latency_repeats": 2, "show_progress": False, "threads": 1,
+    "cost_floor": 0.9, "teacher_epochs": 2, "search_epochs": 2, "student_epochs": 2, "alpha_warmup": 0,
+    "dropout_prob": 0.0, "latency_repeats": 2, "show_progress": False, "threads": 1,
 }  # fmt: skip
 
 

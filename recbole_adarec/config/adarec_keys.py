@@ -110,7 +110,7 @@ SECTIONS: tuple[Section, ...] = (
             "a list of names: the best of several, or their mean, by validation.",
             {"run": AUTO, "teacher": "NextItNet"}, choices=(AUTO, *BACKBONES), registry=registered_backbones,
             each=(str, dict), nonempty=True),
-        Key("trial_epochs", INT, "Of several teachers: epochs of each before the poor ones are dropped. ~: a twelfth "
+        Key("trial_epochs", INT, "Of several teachers: epochs of each before the poor ones are dropped. ~: an eighth "
             "of the most epochs.", {"run": None}, optional=True, low=1),
         Key("most_members", INT, "Of several teachers: how many are kept at most.", {"run": 4}, low=1),
         Key("teacher", TEXT, "Instead of a backbone: a RecBole checkpoint (.pth), or the name of a RecBole model.",
@@ -261,8 +261,8 @@ SECTIONS: tuple[Section, ...] = (
         Key("sampled_items", INT, "Negatives that a sampled batch shares.", _all(4096), low=1),
     )),
     Section("Training", (
-        Key("epochs", INT, "Training epochs; of several teachers the most that each has, by default fewer than 24 "
-            "where that would be above 8 million targets.", _trained(24) | {"search": 10}, low=0),
+        Key("epochs", INT, "Training epochs; of several teachers by default 8 to 24, by the number of "
+            "targets.", _trained(24) | {"search": 10}, low=0),
         Key("stopping_step", INT, "Epochs without a better valid_metric before stopping.", _trained(10), low=0),
         Key("train_batch_size", INT, "Targets (predicted interactions) of a batch: rows, as RecBole counts them.",
             _all(800), low=1),

@@ -204,8 +204,8 @@ def choose_members(candidates: Mapping[str, HeldOut], most: int) -> Choice:
             break
         name = max(accepted, key=lambda name: float(accepted[name].log_likelihood.mean()))
         new = accepted[name]
-        gain, error = paired_gain(new.log_likelihood, mean.log_likelihood)
-        ranking, ranking_error = paired_gain(new.ndcg, mean.ndcg)
+        gain, error = _gain(new.log_likelihood, mean.log_likelihood)
+        ranking, ranking_error = _gain(new.ndcg, mean.ndcg)
         steps.append(
             f"with {name} log-likelihood {gain:+.4f} (standard error {error:.4f}), NDCG@{_TOP} {ranking:+.4f} "
             f"({ranking_error:.4f})"
@@ -218,12 +218,12 @@ def choose_members(candidates: Mapping[str, HeldOut], most: int) -> Choice:
 
 def _better(new: Calibrated, old: Calibrated) -> bool:
     """Whether a mean is likelier by more than a standard error, and ranks no worse by more than one."""
-    gain, error = paired_gain(new.log_likelihood, old.log_likelihood)
-    ranking, ranking_error = paired_gain(new.ndcg, old.ndcg)
+    gain, error = _gain(new.log_likelihood, old.log_likelihood)
+    ranking, ranking_error = _gain(new.ndcg, old.ndcg)
     return gain > error and ranking >= -ranking_error
 
 
-def paired_gain(new: Tensor, old: Tensor) -> tuple[float, float]:
+def _gain(new: Tensor, old: Tensor) -> tuple[float, float]:
     """Mean difference of two measures of the same rows, and its standard error."""
     difference = new - old
     return float(difference.mean()), float(difference.std()) / len(difference) ** 0.5

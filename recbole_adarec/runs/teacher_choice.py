@@ -1,8 +1,8 @@
 """Chooses the teacher among several candidates: the best of them, or their mean, by validation.
 
-A training is made of cycles, each twice as long as the one before and with a whole learning rate schedule of its own
-(Loshchilov and Hutter, ICLR 2017, arXiv 1608.03983), so that it can end after any of them. All candidates are trained
-for one cycle; those that a mean needs are trained on until a cycle gains nothing, the others are dropped.
+All candidates are trained for a part of the epochs. Those that a mean needs are trained on, the others are dropped
+(successive halving, Jamieson and Talwalkar, AISTATS 2016, arXiv 1502.07943, in two rounds). Each round has a whole
+learning rate schedule, so that what is compared has settled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from recbole_adarec.evaluation.mean_weights import (
     calibrate,
     choose_members,
     held_out,
-    paired_gain,
 )
 from recbole_adarec.model.registry import get_model
 from recbole_adarec.model.stored import build_model
@@ -35,12 +34,13 @@ from recbole_adarec.storage.model_files import load_state, save_model
 from recbole_adarec.trainer.registry import get_trainer
 from recbole_adarec.trainer.teacher import evaluate_mean, evaluate_model
 
-_MOST_EPOCHS, _MOST_TARGETS = 24, 8_000_000  # of a training, whichever is less
-_FIRST_CYCLE = 1 / 12  # of these epochs
+_EPOCHS, _TARGETS_OF_AN_EPOCH = (8, 24), 10_000  # an epoch for each 10,000 targets of one, within these bounds ...
+_MOST_TARGETS = 8_000_000  # ... and at most as many epochs as have so many targets
+_TRIAL_SHARE = 1 / 8  # of the epochs
 
 
 class Trained(NamedTuple):
-    """A candidate after a cycle of its training.
+    """A candidate after a round.
 
     Attributes
     ----------
@@ -50,29 +50,23 @@ class Trained(NamedTuple):
         What its logits on validation rows are computed from.
     result : Calibrated
         Its likelihood and ranking on these rows.
-    seconds : float
-        Of all cycles so far.
     """
 
     content: dict[str, Any]
     states: HeldOut
     result: Calibrated
-    seconds: float
-
-    def gains_on(self, other: Trained) -> bool:
-        """Whether it is likelier than another, or ranks better, by more than a standard error."""
-        new, old = self.result, other.result
-        likelihoods, ndcgs = (new.log_likelihood, old.log_likelihood), (new.ndcg, old.ndcg)
-        return any(gain > error for gain, error in (paired_gain(*likelihoods), paired_gain(*ndcgs)))
 
 
-def cycles(first: int, most: int) -> list[int]:
-    """Epochs of each cycle: each has twice those of the one before, the last one what is left of the most."""
-    lengths = [min(first, most)]
-    while (left := most - sum(lengths)) > 0:
-        following = 2 * lengths[-1]
-        lengths.append(left if left < following + lengths[-1] else following)
-    return lengths
+def epochs_by_data(targets: int) -> int:
+    """The epochs of a candidate where none are given: the more data, the later a model has learned it by heart.
+
+    Parameters
+    ----------
+    targets : int
+        Targets of an epoch.
+    """
+    least, most = _EPOCHS
+    return max(min(max(targets // _TARGETS_OF_AN_EPOCH, least), most, _MOST_TARGETS // targets), 1)
 
 
 class TeacherChoice:
@@ -97,8 +91,9 @@ class TeacherChoice:
             for i, (name, row) in enumerate(zip(names, config.candidates, strict=True))
         }
         targets = int(data.train._dataset.windows.length.sum())
-        most = config.given("teacher", "epochs") or min(_MOST_EPOCHS, max(_MOST_TARGETS // targets, 1))
-        self.cycles = cycles(config.values["trial_epochs"] or max(1, round(_FIRST_CYCLE * most)), most)
+        self.epochs: int = config.given("teacher", "epochs") or epochs_by_data(targets)
+        trial = config.values["trial_epochs"] or max(1, round(_TRIAL_SHARE * self.epochs))
+        self.trial_epochs: int = min(trial, self.epochs)
 
     def teacher(self, stage_config: Any) -> tuple[Any, dict[str, Any]]:
         """The teacher and what its model file holds besides the weights.
@@ -109,7 +104,7 @@ class TeacherChoice:
             Of the stage ``teacher``; it is given the members.
         """
         most = self.config.values["most_members"]
-        first = {name: self._train(name) for name in self.candidates}
+        first = {name: self._train(name, self.trial_epochs) for name in self.candidates}
         kept = choose_members({name: trained.states for name, trained in first.items()}, most)
         self._log("first round", first, kept)
         last = {name: self._finish(name, first[name]) for name in kept.weights}
@@ -138,45 +133,42 @@ class TeacherChoice:
         """An untrained model on its device."""
         return get_model(config["model"])(config, self.data.train._dataset).to(config["device"])
 
-    def _finish(self, name: str, trained: Trained) -> Trained:
-        """Train a candidate on, until a cycle gains nothing; the likelier one of before and after that cycle."""
-        for cycle in range(1, len(self.cycles)):
-            before, trained = trained, self._train(name, cycle, trained)
-            if not trained.gains_on(before):
-                getLogger().info(f"{name}: the last {self.cycles[cycle]} epochs gained no more than noise")
-                pair = (before._replace(seconds=trained.seconds), trained)
-                return max(pair, key=lambda candidate: float(candidate.result.log_likelihood.mean()))
-        return trained
+    def _finish(self, name: str, trial: Trained) -> Trained:
+        """Train a candidate for the rest of its epochs; the likelier one of before and after."""
+        if self.epochs == self.trial_epochs:
+            return trial
+        finished = self._train(name, self.epochs - self.trial_epochs, trial)
+        return max(trial, finished, key=lambda trained: float(trained.result.log_likelihood.mean()))
 
-    def _train(self, name: str, cycle: int = 0, before: Trained | None = None) -> Trained:
-        """Train a candidate for a cycle, on from the one before; from its file if that is there."""
-        path = self.folder / f".{name}-{cycle}.pth"
+    def _train(self, name: str, epochs: int, before: Trained | None = None) -> Trained:
+        """Train a candidate for some epochs, on from an earlier round; from its file if that is there."""
+        done = len(before.content["history"]) if before else 0
+        path = self.folder / f".{name}-{done + epochs}.pth"
         seed = self.config.stage("teacher")["seed"] + list(self.candidates).index(name)
-        values = {**self.candidates[name], "epochs": self.cycles[cycle], "seed": seed}
+        values = {**self.candidates[name], "epochs": epochs, "seed": seed}
         config = self.config.stage("teacher", **values, checkpoint_dir=str(self.folder.path))
         if not distributed.from_first(path.is_file()):
-            done = sum(self.cycles[:cycle])
-            getLogger().info(f"{name}: epochs {done + 1} to {done + self.cycles[cycle]}")
+            getLogger().info(f"{name}: epochs {done + 1} to {done + epochs}")
             start = time.perf_counter()
-            init_seed(seed + cycle, config["reproducibility"])
+            init_seed(seed + done, config["reproducibility"])
             data = self.data.for_stage(config)
             trainer = get_trainer(config)(config, self._model(config))
             if before is not None:
                 trainer.model.load_state_dict(before.content["state_dict"])
                 trainer.training_log = list(before.content["history"])
-                trainer.restart(self.cycles[cycle])
+                trainer.restart(epochs)
             trainer.start_repeat_bias(self.data.valid)
             trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
             trainer.fit_repeat_bias(self.data.valid)
-            seconds = time.perf_counter() - start + (before.seconds if before else 0.0)
+            seconds = time.perf_counter() - start + (before.content["seconds"] if before else 0.0)
             if distributed.is_first():
                 save_model(path, trainer.model, config, history=trainer.training_log, seconds=seconds)
             distributed.barrier()
         content = load_state(path, expected=config["model"])
         states = held_out(build_model(content, config["device"]), self.data.valid)
-        trained = Trained(content, states, calibrate(states), content["seconds"])
+        trained = Trained(content, states, calibrate(states))
         getLogger().info(
-            f"{name}: {len(content['history'])} epochs, {trained.seconds:.0f} s, {_figures(trained.result)}"
+            f"{name}: {len(content['history'])} epochs, {content['seconds']:.0f} s, {_figures(trained.result)}"
         )
         return trained
 
@@ -195,7 +187,7 @@ class TeacherChoice:
                 "name": name,
                 "values": self.candidates[name],
                 "epochs": len(candidate.content["history"]),
-                "seconds": round(candidate.seconds, 1),
+                "seconds": round(candidate.content["seconds"], 1),
                 "log_likelihood": float(candidate.result.log_likelihood.mean()),
                 "temperature": 1 / candidate.result.scale,
                 "weight": choice.weights.get(name),

@@ -111,3 +111,10 @@ def test_the_student_learns_from_the_layers_of_all_members(tiny):
     content = load_state("run/teacher.pth", expected="AdaRecTeacher")
     flow = torch.tensor(report["distillation"]["flow"])
     assert flow.shape[1] == 2 * len(content["config"]["members"])
+
+
+@pytest.mark.parametrize(
+    ("targets", "epochs"), [(500, 8), (97_000, 9), (131_000, 13), (280_000, 24), (1_000_000, 8), (20_000_000, 1)]
+)
+def test_epochs_by_data(targets, epochs):
+    assert teacher_choice.epochs_by_data(targets) == epochs

@@ -14,6 +14,7 @@ from recbole_adarec.config.candidates import teacher_candidates
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.runs import teacher_choice
 from recbole_adarec.storage.model_files import load_state
+from recbole_adarec.storage.yaml_files import load_yaml
 from tests.helpers import SMALL, refused
 
 NAMES = ["CausalBSARec", "LRURec", "NextItNet"]
@@ -118,3 +119,11 @@ def test_the_student_learns_from_the_layers_of_all_members(tiny):
 )
 def test_epochs_by_data(targets, epochs):
     assert teacher_choice.epochs_by_data(targets) == epochs
+
+
+def test_a_stored_configuration_gives_the_same_candidates(tiny):
+    run(tiny, "run", backbone="auto")
+    stored = load_yaml(Path("run/config.yaml"))
+    assert [row["backbone"] for row in stored["backbone"]].count("LRURec") == 1
+    report = run_adarec(config_file_list=["run/config.yaml"], run_dir="again", config_dict={"data_path": str(tiny)})
+    assert figures("again") == figures("run") and report["dataset"] == "tiny"

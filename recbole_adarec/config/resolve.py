@@ -74,20 +74,20 @@ def resolve_user_config(
     if given.get("model") == STAGES["student"]:  # RecBole's way to name the whole run
         given["model"] = None
     _check_models(given)
-    if is_checkpoint(given.get("teacher")):
-        given = _with_teacher_data(given)
+    candidates = teacher_candidates({"backbone": run_defaults()["backbone"], **given})
+    of_recbole = [row["teacher"] for row in [given, *candidates] if row.get("teacher")]
+    for checkpoint in filter(is_checkpoint, of_recbole):
+        given = _with_teacher_data(given, checkpoint)
     if "embedding_size" in given and not given.get("model"):  # RecBole's word for it in some of its models
         size = given.pop("embedding_size")
         if given.setdefault("hidden_size", size) != size:
             raise AdaRecError("embedding_size and hidden_size are two words for the same thing here; give one of them")
     values = {**run_defaults(), **given}
-    if given.get("model") or given.get(
-        "teacher"
-    ):  # of RecBole: no backbone, and RecBole's length, a row for each prefix
-        for key in {"backbone", "MAX_ITEM_LIST_LENGTH"} - set(given):
-            values.pop(key, None)
-        values.setdefault("backbone", model_defaults(STAGES["teacher"])["backbone"])
-    if candidates := teacher_candidates({**given, "backbone": values["backbone"]}):
+    if given.get("model") or of_recbole:  # RecBole's own length, because it trains a row for each prefix
+        values = {key: value for key, value in values.items() if key != "MAX_ITEM_LIST_LENGTH" or key in given}
+    if given.get("model") or given.get("teacher"):
+        candidates, values["backbone"] = [], given.get("backbone") or model_defaults(STAGES["teacher"])["backbone"]
+    if candidates:
         values["backbone"] = candidates
     if "load_col" not in given and not (RECBOLE / "properties/dataset" / f"{values['dataset']}.yaml").is_file():
         fields = _recbole_properties("dataset/sample.yaml") | values
@@ -125,7 +125,8 @@ def full_config(values: Mapping[str, Any]) -> dict[str, Any]:
         keys = set(model_defaults(model)) - {"architecture", "teacher_path", "supernet_path"}
         if stage == "teacher" and isinstance(values["backbone"], list):
             # What a candidate has of its own stands in ``backbone``, and would not win over a value of all teachers.
-            of_candidates = (key for row in values["backbone"] for key in {*row, *backbone_defaults(row["backbone"])})
+            ours = [row for row in values["backbone"] if "backbone" in row]
+            of_candidates = (key for row in ours for key in {*row, *backbone_defaults(row["backbone"])})
             keys -= {"backbone", "epochs", *of_candidates} - set(stage_values(values, stage))
         for key in keys:
             # RecBole writes "none" for no negative sampling in words that it does not read back.
@@ -184,8 +185,10 @@ def _check_models(given: Mapping[str, Any]) -> None:
         check_sequential(given["teacher"], "teacher")
 
 
-def _with_teacher_data(given: dict[str, Any]) -> dict[str, Any]:
+def _with_teacher_data(given: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     """Add the data settings of a trained teacher; refuse settings of its training."""
+    if given.get("teacher") is None:  # one of several
+        return {**teacher_data({**given, "teacher": checkpoint}), **given}
     given = {**teacher_data(given), **given}
     for key in sorted(given):
         own = key.startswith("teacher_") and key not in KEYS

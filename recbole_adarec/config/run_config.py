@@ -58,7 +58,7 @@ class RunConfig:
         for name in values["baselines"]:
             check_sequential(name, "baselines")
             self.baseline(name)
-        self._teacher_values = self._values_of_recbole_teacher()
+        self._teacher_values = self._values_of_recbole_teacher(self.teacher)
 
     def stage(self, name: str, **extra: Any) -> AdaRecConfig:
         """RecBole's configuration of a stage.
@@ -94,18 +94,18 @@ class RunConfig:
         named = self.values["backbone"]
         return named if isinstance(named, list) and self.teacher is None else []
 
-    @property
-    def teacher_is_trained(self) -> bool:
-        """Whether the teacher is a RecBole checkpoint."""
-        return is_checkpoint(self.teacher)
+    def candidate(self, row: dict[str, Any], **extra: Any) -> AdaRecConfig:
+        """RecBole's configuration of one of the candidates for the teacher."""
+        own = {key: value for key, value in row.items() if key != "teacher"}
+        return self.stage("teacher", **self._values_of_recbole_teacher(row.get("teacher")), **own | extra)
 
-    def _values_of_recbole_teacher(self) -> dict[str, Any]:
+    def _values_of_recbole_teacher(self, teacher: str | None) -> dict[str, Any]:
         """What the teacher's configuration holds of a RecBole model in its place."""
-        if not self.teacher:
+        if not teacher:
             return {}
-        if self.teacher_is_trained:
-            config = read_checkpoint(self.teacher).config
+        if is_checkpoint(teacher):
+            config = read_checkpoint(teacher).config
         else:
-            check_sequential(self.teacher, "teacher")
-            config = plain(self.baseline(self.teacher, "teacher").final_config_dict)
+            check_sequential(teacher, "teacher")
+            config = plain(self.baseline(teacher, "teacher").final_config_dict)
         return {"stock": config, "backbone": f"{config['model']} (RecBole)"}  # "stock": as model files name it

@@ -11,6 +11,7 @@ from typing import Any
 from recbole.utils import init_seed
 
 from recbole_adarec import distributed
+from recbole_adarec.config.recbole_models import is_checkpoint
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.config.schema import STAGES
 from recbole_adarec.data.loading import Loaders, load_data
@@ -130,15 +131,15 @@ class Run:
     def _check_models(self, configs: dict[str, Any]) -> None:
         """Build each model once, so that what a model refuses is refused before anything is written."""
         dataset = self.data.train._dataset
-        for candidate in self.config.candidates[1:]:
-            get_model(configs["teacher"]["model"])(self.config.stage("teacher", **candidate), dataset)
-        if self.config.candidates:
-            configs["teacher"] = self.config.stage("teacher", **self.config.candidates[0])
-        teacher, supernet, _ = (get_model(config["model"])(config, dataset) for config in configs.values())
-        if self.config.teacher is not None and self.config.teacher_is_trained:
-            teacher.load(read_checkpoint(self.config.teacher).state_dict, self.config.teacher)
+        rows = self.config.candidates or [{}]
+        teachers = [get_model(config["model"])(config, dataset) for config in map(self.config.candidate, rows)]
+        for row, teacher in zip(rows, teachers, strict=True):
+            path = row.get("teacher", self.config.teacher)
+            if path is not None and is_checkpoint(path):
+                teacher.load(read_checkpoint(path).state_dict, path)
+        supernet, _ = (get_model(configs[stage]["model"])(configs[stage], dataset) for stage in ("search", "student"))
         if self.architecture is None:
-            supernet.limit_cost(configs["search"]["cost_budget"], teacher)
+            supernet.limit_cost(configs["search"]["cost_budget"], teachers[0])
             bilevel_split(dataset, configs["search"])
 
     def _run_stage(self, name: str, train: TrainStage) -> dict[str, Any]:

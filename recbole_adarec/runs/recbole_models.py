@@ -6,7 +6,7 @@ from logging import getLogger
 from typing import Any
 
 from recbole_adarec import distributed
-from recbole_adarec.config.recbole_models import check_recorded_score
+from recbole_adarec.config.recbole_models import check_recorded_score, is_checkpoint
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import Loaders
 from recbole_adarec.interop.baselines import build_baseline, train_baseline
@@ -82,7 +82,8 @@ def recbole_teacher(
         If the checkpoint's weights or its recorded validation result do not fit this data.
     """
     model = get_model(stage_config["model"])(stage_config, data.train._dataset).to(stage_config["device"])
-    if config.teacher_is_trained:
+    trained_before = is_checkpoint(teacher)
+    if trained_before:
         checkpoint = read_checkpoint(teacher)
         weights, epochs = checkpoint.state_dict, checkpoint.epochs
     else:
@@ -95,7 +96,7 @@ def recbole_teacher(
     model.eval().check(next(iter(data.valid))[0][:32].to(stage_config["device"]))
     model.repeat_bias.zero_()  # first the results without a bias, as RecBole ranks
     as_recbole = results = evaluate_model(stage_config, model, data)
-    if config.teacher_is_trained:
+    if trained_before:
         getLogger().info(check_recorded_score(checkpoint, results["valid"]))
     getLogger().info(model.describe())
     if stage_config["repeat_bias"] is None:  # the student is fitted to one too

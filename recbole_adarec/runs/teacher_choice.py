@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from recbole.utils import init_seed
 
 from recbole_adarec import distributed
+from recbole_adarec.config.candidates import candidate_names
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import Loaders
 from recbole_adarec.evaluation.mean_weights import (
@@ -27,6 +28,7 @@ from recbole_adarec.evaluation.mean_weights import (
 )
 from recbole_adarec.model.registry import get_model
 from recbole_adarec.model.stored import build_model
+from recbole_adarec.runs.recbole_models import recbole_teacher
 from recbole_adarec.runs.run_folder import RunFolder
 from recbole_adarec.runs.stages import item_tokens
 from recbole_adarec.storage.files import plain
@@ -85,11 +87,7 @@ class TeacherChoice:
 
     def __init__(self, config: RunConfig, data: Loaders, folder: RunFolder) -> None:
         self.config, self.data, self.folder = config, data, folder
-        names = [row["backbone"] for row in config.candidates]
-        self.candidates = {
-            name if names.count(name) == 1 else f"{name}-{names[: i + 1].count(name)}": row
-            for i, (name, row) in enumerate(zip(names, config.candidates, strict=True))
-        }
+        self.candidates = dict(zip(candidate_names(config.candidates), config.candidates, strict=True))
         targets = int(data.train._dataset.windows.length.sum())
         self.epochs: int = config.given("teacher", "epochs") or epochs_by_data(targets)
         trial = config.values["trial_epochs"] or max(1, round(_TRIAL_SHARE * self.epochs))
@@ -122,7 +120,7 @@ class TeacherChoice:
         trained = first | last
         return model, {
             **results,
-            "epochs": sum(len(candidate.content["history"]) for candidate in trained.values()),
+            "epochs": sum(candidate.content["epochs"] for candidate in trained.values()),
             "history": [],
             "n_users": self.data.dataset.user_num,
             "item_tokens": item_tokens(self.data),
@@ -135,7 +133,7 @@ class TeacherChoice:
 
     def _finish(self, name: str, trial: Trained) -> Trained:
         """Train a candidate for the rest of its epochs; the likelier one of before and after."""
-        if self.epochs == self.trial_epochs:
+        if self.epochs == self.trial_epochs or "teacher" in self.candidates[name]:
             return trial
         finished = self._train(name, self.epochs - self.trial_epochs, trial)
         return max(trial, finished, key=lambda trained: float(trained.result.log_likelihood.mean()))
@@ -144,33 +142,40 @@ class TeacherChoice:
         """Train a candidate for some epochs, on from an earlier round; from its file if that is there."""
         done = len(before.content["history"]) if before else 0
         path = self.folder / f".{name}-{done + epochs}.pth"
+        row = self.candidates[name]
         seed = self.config.stage("teacher")["seed"] + list(self.candidates).index(name)
-        values = {**self.candidates[name], "epochs": epochs, "seed": seed}
-        config = self.config.stage("teacher", **values, checkpoint_dir=str(self.folder.path))
+        own = {} if "teacher" in row else {"epochs": epochs, "seed": seed}
+        config = self.config.candidate(row, **own, checkpoint_dir=str(self.folder.path))
         if not distributed.from_first(path.is_file()):
-            getLogger().info(f"{name}: epochs {done + 1} to {done + epochs}")
             start = time.perf_counter()
             init_seed(seed + done, config["reproducibility"])
             data = self.data.for_stage(config)
-            trainer = get_trainer(config)(config, self._model(config))
-            if before is not None:
-                trainer.model.load_state_dict(before.content["state_dict"])
-                trainer.training_log = list(before.content["history"])
-                trainer.restart(epochs)
-            trainer.start_repeat_bias(self.data.valid)
-            trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
-            trainer.fit_repeat_bias(self.data.valid)
+            if "teacher" in row:
+                model, results = recbole_teacher(row["teacher"], self.config, config, data, self.folder)
+            else:
+                getLogger().info(f"{name}: epochs {done + 1} to {done + epochs}")
+                model, results = self._trained_on(config, data, before)
             seconds = time.perf_counter() - start + (before.content["seconds"] if before else 0.0)
             if distributed.is_first():
-                save_model(path, trainer.model, config, history=trainer.training_log, seconds=seconds)
+                save_model(path, model, config, **results, seconds=seconds)
             distributed.barrier()
         content = load_state(path, expected=config["model"])
         states = held_out(build_model(content, config["device"]), self.data.valid)
         trained = Trained(content, states, calibrate(states))
-        getLogger().info(
-            f"{name}: {len(content['history'])} epochs, {content['seconds']:.0f} s, {_figures(trained.result)}"
-        )
+        getLogger().info(f"{name}: {content['epochs']} epochs, {content['seconds']:.0f} s, {_figures(trained.result)}")
         return trained
+
+    def _trained_on(self, config: Any, data: Loaders, before: Trained | None) -> tuple[Any, dict[str, Any]]:
+        """A model after a round, from new weights or from those of the round before, and its records of epochs."""
+        trainer = get_trainer(config)(config, self._model(config))
+        if before is not None:
+            trainer.model.load_state_dict(before.content["state_dict"])
+            trainer.training_log = list(before.content["history"])
+            trainer.restart(config["epochs"])
+        trainer.start_repeat_bias(self.data.valid)
+        trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
+        trainer.fit_repeat_bias(self.data.valid)
+        return trainer.model, {"history": trainer.training_log, "epochs": len(trainer.training_log)}
 
     def _log(self, title: str, trained: Mapping[str, Trained], choice: Choice) -> None:
         for step in choice.steps:
@@ -186,7 +191,7 @@ class TeacherChoice:
             row: dict[str, Any] = {
                 "name": name,
                 "values": self.candidates[name],
-                "epochs": len(candidate.content["history"]),
+                "epochs": candidate.content["epochs"],
                 "seconds": round(candidate.content["seconds"], 1),
                 "log_likelihood": float(candidate.result.log_likelihood.mean()),
                 "temperature": 1 / candidate.result.scale,
@@ -194,7 +199,7 @@ class TeacherChoice:
                 "dropped": None if name in members else f"after {'last' if name in kept.weights else 'first'} round",
             }
             if name in members:
-                config = self.config.stage("teacher", **self.candidates[name])
+                config = self.config.candidate(self.candidates[name])
                 row |= evaluate_model(config, members[name].eval(), self.data)
             rows.append(row)
         return rows

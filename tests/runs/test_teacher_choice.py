@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from recbole.utils import get_model
 
 from recbole_adarec import run_adarec
 from recbole_adarec.config.candidates import teacher_candidates
+from recbole_adarec.config.resolve import resolve_user_config
+from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.evaluation.per_user import unserved_prior
 from recbole_adarec.runs import teacher_choice
+from recbole_adarec.runs.pipeline import Run
+from recbole_adarec.storage.files import plain
 from recbole_adarec.storage.model_files import load_state
 from recbole_adarec.storage.yaml_files import load_yaml
 from tests.helpers import SMALL, refused
@@ -94,6 +100,8 @@ def test_a_candidate_has_its_own_values(tiny):
             "[{backbone: SASRec, n_layers: two}]",
             "n_layers in candidate 1 of backbone is 'two', expected a whole number",
         ),
+        ("[{teacher: GRU4Re}]", "candidate 1 of backbone: RecBole has no model 'GRU4Re'"),
+        ("[{teacher: GRU4Rec, n_layers: 2}]", "a model of RecBole takes distilled_layers and taught_positions here"),
         ("[]", "backbone in the command line is empty"),
     ],
 )
@@ -127,3 +135,37 @@ def test_a_stored_configuration_gives_the_same_candidates(tiny):
     assert [row["backbone"] for row in stored["backbone"]].count("LRURec") == 1
     report = run_adarec(config_file_list=["run/config.yaml"], run_dir="again", config_dict={"data_path": str(tiny)})
     assert figures("again") == figures("run") and report["dataset"] == "tiny"
+
+
+def test_models_of_recbole_can_be_members(tiny, stock):
+    """A mean of one of ours, one that RecBole trained before, and one that it trains here."""
+    backbone = ["LRURec", {"teacher": str(stock["SASRec"])}, {"teacher": "GRU4Rec", "distilled_layers": 1}]
+    values = {"backbone": backbone, "n_layers": 1, "distilled_layers": None, "most_members": 3}
+    report = run(tiny, "run", user_inter_num_interval="[9,inf)", **values)
+    names = [row["name"] for row in report["teacher_candidates"]]
+    assert names == ["LRURec", stock["SASRec"].stem, "GRU4Rec"]
+    content = load_state("run/teacher.pth", expected="AdaRecTeacher")
+    assert content["config"]["MAX_ITEM_LIST_LENGTH"] == 12, "that of the checkpoint"
+    again = run(tiny, "run", user_inter_num_interval="[9,inf)", **values)
+    assert again["models"][0]["test"] == report["models"][0]["test"]
+
+
+@torch.no_grad()
+def test_a_mean_with_a_model_of_recbole_has_the_sum_of_their_logits(tiny):
+    values = {**FEW, "backbone": ["LRURec", {"teacher": "GRU4Rec"}], "data_path": str(tiny), "run_dir": "run"}
+    pipeline = Run(RunConfig(resolve_user_config("tiny", [], values)))
+    candidates = pipeline.config.candidates
+    members = [pipeline.config.candidate(row).final_config_dict for row in candidates]
+    config = pipeline.config.candidate(candidates[0])
+    config["members"] = [
+        {"config": plain(member), "weight": weight} for member, weight in zip(members, (0.3, 0.6), strict=True)
+    ]
+    mean = get_model("AdaRecTeacher")(config, pipeline.data.train._dataset).eval()
+    mean.members[1].repeat_bias.fill_(-1.5)
+    mean.weigh()
+    rows = pipeline.data.test._dataset[torch.arange(20)]
+    ours, theirs = (member.full_sort_predict(rows) + unserved_prior(member) for member in mean.members)
+    actual = mean.full_sort_predict(rows) + unserved_prior(mean)
+    torch.testing.assert_close(actual[:, 1:], (0.3 * ours + 0.6 * theirs)[:, 1:], rtol=1e-4, atol=1e-4)
+    histories = mean.scores(rows["item_id_list"], rows["item_length"])  # as `recommend` scores
+    torch.testing.assert_close(histories, mean.full_sort_predict(rows), rtol=1e-4, atol=1e-4)

@@ -112,7 +112,8 @@ SECTIONS: tuple[Section, ...] = (
             each=(str, dict), nonempty=True),
         Key("trial_epochs", INT, "Of several teachers: epochs of each before the poor ones are dropped. ~: an eighth "
             "of the most epochs.", {"run": None}, optional=True, low=1),
-        Key("most_members", INT, "Of several teachers: how many are kept at most.", {"run": 4}, low=1),
+        Key("most_members", INT, "Of several teachers: how many are trained on after the trial, and how many a mean "
+            "has at most.", {"run": 3}, low=1),
         Key("teacher", TEXT, "Instead of a backbone: a RecBole checkpoint (.pth), or the name of a RecBole model.",
             {"run": None}, optional=True),
         Key("distilled_layers", INT, "Layers that a student learns from: every n-th layer, the last one included. ~: "

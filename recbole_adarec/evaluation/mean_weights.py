@@ -170,7 +170,7 @@ class Choice(NamedTuple):
     steps: list[str]
 
 
-def choose_members(candidates: Mapping[str, HeldOut], most: int) -> Choice:
+def choose_members(candidates: Mapping[str, HeldOut], most: int, least: int = 1) -> Choice:
     """Choose the members of a mean greedily, with repetition (Caruana et al., ICML 2004): the most likely model first.
 
     A mean is that of the calibrated logits of its members, each counted as often as it was chosen, and is calibrated
@@ -183,6 +183,8 @@ def choose_members(candidates: Mapping[str, HeldOut], most: int) -> Choice:
         One or more, on the same rows.
     most : int
         Largest number of members.
+    least : int
+        So many members are chosen in any case, the one that helps most each time.
     """
     alone = {name: calibrate(model) for name, model in candidates.items()}
     best = max(alone, key=lambda name: float(alone[name].log_likelihood.mean()))
@@ -199,7 +201,10 @@ def choose_members(candidates: Mapping[str, HeldOut], most: int) -> Choice:
                 weights = weights_of([*chosen, name])
                 members = [candidates[member] for member in weights]
                 tried[name] = calibrate(mean_of(members, list(weights.values())))
-        accepted = {name: new for name, new in tried.items() if _better(new, mean)}
+        if len(set(chosen)) < least:
+            accepted = {name: new for name, new in tried.items() if name not in chosen}
+        else:
+            accepted = {name: new for name, new in tried.items() if _better(new, mean)}
         if not accepted:
             break
         name = max(accepted, key=lambda name: float(accepted[name].log_likelihood.mean()))

@@ -103,7 +103,7 @@ class TeacherChoice:
         """
         most = self.config.values["most_members"]
         first = {name: self._train(name, self.trial_epochs) for name in self.candidates}
-        kept = choose_members({name: trained.states for name, trained in first.items()}, most)
+        kept = choose_members({name: trained.states for name, trained in first.items()}, most, least=most)
         self._log("first round", first, kept)
         last = {name: self._finish(name, first[name]) for name in kept.weights}
         choice = choose_members({name: trained.states for name, trained in last.items()}, most)

@@ -66,6 +66,8 @@ def test_members_that_help_are_chosen_and_others_are_not(labels):
     alone = choice.alone["good"]
     assert float(choice.mean.log_likelihood.mean()) > float(alone.log_likelihood.mean())
     assert choose_members(candidates, most=1).weights == {"good": alone.scale}
+    assert len(choose_members(candidates, most=4, least=4).weights) == 4
+    assert len(choose_members(candidates, most=9, least=9).weights) == 5, "there are no more"
 
 
 def test_what_is_likelier_and_ranks_worse_is_not_added(labels, monkeypatch):

@@ -173,7 +173,7 @@ def test_refused(arguments, words):
     ("arguments", "words"),
     [
         (["--architecture=nowhere.yaml"], "architecture: no file 'nowhere.yaml'"),
-        (["--distilled_layers=99"], "99 of 2 layers"),
+        (["--distilled_layers=99"], "99 of 4 layers"),
         (["--metrics=[Recal]"], "Recal"),
     ],
 )

@@ -27,7 +27,9 @@ class MeanItemTable(LinearItemTable):
 
     def __init__(self, tables: Sequence[TeacherTable], weights: Tensor) -> None:
         rows = [table.items for table in tables]
-        super().__init__(len(rows[0]), sum(part.shape[1] for part in rows))
+        widths = [part.shape[1] for part in rows]
+        super().__init__(len(rows[0]), sum(widths))
+        self._widths = widths
         self._tables = tuple(tables)  # a tuple, which torch does not search for parameters
         self.weights = weights
         self.weigh()
@@ -51,7 +53,7 @@ class MeanItemTable(LinearItemTable):
     def scores(self, states: Tensor, seen: SeenItems | None = None) -> Tensor:
         """Logits ``[N, I]``, one table after the other: to put the rows side by side would copy all of them."""
         scores = self.served * self.prior
-        parts = states.split([table.items.shape[1] for table in self._tables], 1)
+        parts = states.split(self._widths, 1)
         for table, part, scale in zip(self._tables, parts, self.weights.sqrt(), strict=True):
             scores = torch.addmm(scores, part * scale, table.items.T)
         return scores if seen is None else seen.add_to(scores)

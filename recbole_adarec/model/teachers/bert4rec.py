@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.seen_items import deduplicated
 from recbole_adarec.model.teachers.base import prefix_ends, teacher
-from recbole_adarec.model.teachers.stack import StackTeacher, TransformerLayer
+from recbole_adarec.model.teachers.stack import StackTeacher
 
 
 @teacher("BERT4Rec")
@@ -44,8 +44,10 @@ class BERT4RecTeacher(StackTeacher):
         is set.
     """
 
+    extra_items = 1  # the mask
+
     def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset, TransformerLayer, extra_items=1, positions=config["MAX_ITEM_LIST_LENGTH"] + 1)
+        super().__init__(config, dataset)
         self.mask_item = self.n_items
         self.mask_ratio: float = config["mask_ratio"]
         self.last_mask_ratio: float = config["last_mask_ratio"]

@@ -102,19 +102,7 @@ class CausalBSARecTeacher(StackTeacher):
 
     The model is causal: it is trained and distilled at every position. Each layer can be distilled.
 
-    Parameters
-    ----------
-    config : recbole.config.Config
-        The keys of `AdaRecTeacher`; ``n_layers`` and those of `FilterLayer`.
-    dataset : recbole.data.dataset.Dataset
-        Provides the number of items and their counts.
-
-    Raises
-    ------
-    AdaRecError
-        If ``distilled_layers`` exceeds ``n_layers``, ``n_heads`` does not divide ``hidden_size``, or ``layer_sharing``
-        is set.
+    Parameters and errors as `StackTeacher`.
     """
 
-    def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset, FilterLayer, positions=config["MAX_ITEM_LIST_LENGTH"])
+    layer = FilterLayer

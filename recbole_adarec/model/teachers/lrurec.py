@@ -70,18 +70,7 @@ class LRURecTeacher(StackTeacher):
 
     The model is causal: it is trained and distilled at every position. Each layer can be distilled.
 
-    Parameters
-    ----------
-    config : recbole.config.Config
-        The keys of `AdaRecTeacher`; ``n_layers``, ``inner_size``, ``hidden_act`` and ``norm_first``.
-    dataset : recbole.data.dataset.Dataset
-        Provides the number of items and their counts.
-
-    Raises
-    ------
-    AdaRecError
-        If ``distilled_layers`` exceeds ``n_layers``, or ``layer_sharing`` is set.
+    Parameters and errors as `StackTeacher`.
     """
 
-    def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset, RecurrentLayer)
+    layer, has_positions = RecurrentLayer, False

@@ -78,12 +78,15 @@ class StackTeacher(AdaRecTeacher):
         The keys of `AdaRecTeacher`; ``n_layers``, ``norm_first`` and those of the layer.
     dataset : recbole.data.dataset.Dataset
         Provides the number of items and their counts.
+
+    Attributes
+    ----------
     layer : callable
-        Builds a layer from the configuration; it maps ``[B, L, C]`` to ``[B, L, C]``.
+        Class attribute: builds a layer from the configuration; it maps ``[B, L, C]`` to ``[B, L, C]``.
+    has_positions : bool
+        Class attribute: whether positions are embedded.
     extra_items : int
-        Number of special items, such as a mask, after the I items.
-    positions : int
-        Number of position embeddings; 0: none.
+        Class attribute: number of special items, such as a mask, after the I items; each can lengthen a sequence by 1.
 
     Raises
     ------
@@ -92,18 +95,21 @@ class StackTeacher(AdaRecTeacher):
         is set.
     """
 
-    def __init__(
-        self, config: Any, dataset: Any, layer: Callable[[Any], nn.Module], extra_items: int = 0, positions: int = 0
-    ) -> None:
+    layer: Callable[[Any], nn.Module] = TransformerLayer
+    has_positions = True
+    extra_items = 0
+
+    def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.check_depth(config["n_layers"])
         if (config["layer_sharing"] or "none") != "none":
             raise AdaRecError(f"layer_sharing: {config['layer_sharing']!r} is for NextItNet; other teachers share none")
-        self.item_table = full_table(config, dataset, self.n_items, self.hidden_size, extra_items)
-        self.positions = nn.Parameter(torch.randn(positions, self.hidden_size) * 0.02) if positions else None
+        self.item_table = full_table(config, dataset, self.n_items, self.hidden_size, self.extra_items)
+        length = config["MAX_ITEM_LIST_LENGTH"] + self.extra_items
+        self.positions = nn.Parameter(torch.randn(length, self.hidden_size) * 0.02) if self.has_positions else None
         self.norm = nn.LayerNorm(self.hidden_size)
         self.last_norm = nn.LayerNorm(self.hidden_size) if config["norm_first"] else nn.Identity()
-        self.layers = nn.ModuleList(layer(config) for _ in range(config["n_layers"]))
+        self.layers = nn.ModuleList(type(self).layer(config) for _ in range(config["n_layers"]))
         for parameter in self.layers.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)

@@ -131,14 +131,16 @@ class Run:
     def _check_models(self, configs: dict[str, Any]) -> None:
         """Build each model once, so that what a model refuses is refused before anything is written."""
         dataset = self.data.train._dataset
-        for row in reversed(self.config.candidates or [{}]):  # one after the other: large catalogs fill the memory
+        first = None
+        for row in self.config.candidates or [{}]:  # one after the other: large catalogs fill the memory
             teacher = get_model(configs["teacher"]["model"])(self.config.candidate(row), dataset)
             path = row.get("teacher", self.config.teacher)
             if path is not None and is_checkpoint(path):
                 teacher.load(read_checkpoint(path).state_dict, path)
+            first = teacher if first is None else first
         supernet, _ = (get_model(configs[stage]["model"])(configs[stage], dataset) for stage in ("search", "student"))
         if self.architecture is None:
-            supernet.limit_cost(configs["search"]["cost_budget"], teacher)
+            supernet.limit_cost(configs["search"]["cost_budget"], first)
             bilevel_split(dataset, configs["search"])
 
     def _run_stage(self, name: str, train: TrainStage) -> dict[str, Any]:

@@ -9,10 +9,15 @@ returns its input unchanged.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -237,3 +242,43 @@ def _worker(
     """Run `function` in a new process, whose environment names its place in the process group."""
     os.environ.update(environment, RANK=str(offset + index), LOCAL_RANK=str(index))
     leave(function(arguments))
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes for work that is not shared by batches.
+
+    They end with this process, even if it is killed, and at once where an error or Ctrl-C leaves the context.
+
+    Parameters
+    ----------
+    workers : int
+        Number of processes.
+    """
+    others = set(multiprocessing.active_children())
+    # Spawned, not forked: torch's threads do not survive a fork.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        stopped = set(multiprocessing.active_children()) - others
+        for worker in stopped:
+            worker.terminate()
+        for worker in stopped:
+            worker.join()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it ends: a killed parent would leave this worker running."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if parent := multiprocessing.parent_process():
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()

@@ -114,6 +114,9 @@ SECTIONS: tuple[Section, ...] = (
             "of the most epochs.", {"run": None}, optional=True, low=1),
         Key("most_members", INT, "Of several teachers: how many are trained on after the trial, and how many a mean "
             "has at most.", {"run": 3}, low=1),
+        Key("teachers_at_a_time", INT, "Of several teachers: how many are trained at a time, each in a process with "
+            "its share of the threads. ~: as many as threads on CPUs, one on a GPU.", {"run": None}, optional=True,
+            low=1),
         Key("teacher", TEXT, "Instead of a backbone: a RecBole checkpoint (.pth), or the name of a RecBole model.",
             {"run": None}, optional=True),
         Key("distilled_layers", INT, "Layers that a student learns from: every n-th layer, the last one included. ~: "

@@ -22,6 +22,7 @@ from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.registry import get_model
 from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.stored import build_model
+from recbole_adarec.runs.candidate_training import CandidateTraining
 from recbole_adarec.runs.choice import candidate_epochs, choose_architecture, read_json
 from recbole_adarec.runs.recbole_models import recbole_teacher, trained_baseline
 from recbole_adarec.runs.run_folder import RECBOLE_LOGS, RunFolder, default_folder
@@ -103,7 +104,7 @@ class Run:
             )
             contents = {"teacher": self._run_stage("teacher", self._train_teacher)}
             if self.config.candidates:
-                TeacherChoice(self.config, self.data, self.folder).clear()
+                CandidateTraining(self.config, self.data, self.folder).clear()
             if until == "teacher":
                 return contents
             if self.architecture is None:

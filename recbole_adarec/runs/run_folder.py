@@ -28,7 +28,7 @@ _NEUTRAL_KEYS = {
     "run_dir", "threads", "show_progress", "latency_repeats", "gpu_id", "use_gpu", "state", "checkpoint_dir",
     "baselines", "log_wandb", "save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path",
     "config_files", "wandb_project", "data_path", "teacher_cache_mb", "worker", "eval_scores_mb",
-    "nproc", "ip", "port", "group_offset",
+    "nproc", "ip", "port", "group_offset", "teachers_at_a_time",
 }  # fmt: skip
 _NOT_WRITTEN = {"MAX_ITEM_LIST_LENGTH": 50}  # in some folders of version 0.1.0, where it was RecBole's
 _NEEDED_BYTES = 64 * 2**20
@@ -46,7 +46,7 @@ class RunFolder:
         The folder; created if it does not exist.
     values : dict
         The whole resolved configuration of the run, for config.yaml.
-    log : path-like, optional
+    log : Path, optional
         Another folder, for a copy of the log.
 
     Raises
@@ -55,9 +55,9 @@ class RunFolder:
         If the folder holds a run of another configuration, or files that are no run, or the disk is full.
     """
 
-    def __init__(self, path: str | Path, values: dict[str, Any], log: str | Path | None = None) -> None:
-        self.path, self._part = Path(path), ""
-        self._logs = [self / "log.txt"] if log is None else [self / "log.txt", Path(log) / f"{self.path.name}.log"]
+    def __init__(self, path: str | Path, values: dict[str, Any], log: Path | None = None) -> None:
+        self.path, self.log, self._part = Path(path), log, ""
+        self._logs = [self / "log.txt"] if log is None else [self / "log.txt", log / f"{self.path.name}.log"]
         if distributed.is_first():
             self._open(values)
         distributed.barrier()

@@ -7,10 +7,8 @@ functions below it turn results into rows with means, standard errors and paired
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from tqdm import tqdm
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.config.schema import STAGES
 from recbole_adarec.distillation.teacher_outputs import TeacherOutputCache
+from recbole_adarec.distributed import worker_pool
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.per_user import UserScores, user_scores
 from recbole_adarec.evaluation.profile import count_parameters
@@ -191,13 +190,9 @@ class ArmStudy:
                 bar.update()
         else:
             with worker_pool(self.workers) as pool:
-                futures = [pool.submit(self.run_job, *job) for job in jobs]
-                try:
-                    for future in as_completed(futures):
-                        future.result()  # what a worker raises is raised here
-                        bar.update()
-                finally:
-                    pool.shutdown(cancel_futures=True)
+                for future in as_completed([pool.submit(self.run_job, *job) for job in jobs]):
+                    future.result()  # what a worker raises is raised here
+                    bar.update()
         bar.close()
 
     def contents(self, arm: str) -> list[dict[str, Any]]:
@@ -235,23 +230,6 @@ def stacked_scores(contents: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> di
         part: {metric: torch.stack([content[part][metric] for content in contents]) for metric in PAIRED_METRICS}
         for part in ("valid", "test")
     }
-
-
-def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """A pool of worker processes that end with this process, even if it is killed."""
-    # Spawned, not forked: torch's threads do not survive a fork.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
-
-
-def _end_with_parent() -> None:
-    """Let this worker end when its parent does: a killed parent would leave it running beside the next command."""
-    if parent := multiprocessing.parent_process():
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def select_arms(arms: Sequence[Arm], only: Sequence[str]) -> list[Arm]:

@@ -74,6 +74,8 @@ class StageTrainer(Trainer):
         Codebooks that are trained in place of the rows of the item table; empty until the table is quantized.
     first_epoch : int
         Epoch in which the learning rate schedule began.
+    bar_line : int, optional
+        Line of the progress bar below the cursor, where other processes show theirs; it is removed at the end.
 
     Notes
     -----
@@ -84,6 +86,7 @@ class StageTrainer(Trainer):
     stage = "training"
     codebooks: Sequence[Tensor] = ()
     first_epoch = 0
+    bar_line: int | None = None
 
     def __init__(self, config: Any, model: Any) -> None:
         self.item_loss: Any = build_item_loss(config, model.item_table, torch.device(config["device"]))
@@ -245,6 +248,8 @@ class StageTrainer(Trainer):
             unit_scale=True,
             disable=not (show_progress and distributed.is_first()),
             mininterval=0.5 if sys.stderr.isatty() else 15,  # fewer lines in a log file than on a screen
+            position=self.bar_line,
+            leave=self.bar_line is None,
         )
 
     def _step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

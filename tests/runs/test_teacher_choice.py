@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.per_user import unserved_prior
-from recbole_adarec.runs import teacher_choice
+from recbole_adarec.runs import candidate_training, teacher_choice
 from recbole_adarec.runs.pipeline import Run
 from recbole_adarec.storage.files import plain
 from recbole_adarec.storage.model_files import load_state
@@ -56,7 +58,7 @@ def test_several_backbones_give_a_mean_of_those_that_validation_chooses(tiny):
 
 def test_an_interrupted_choice_continues_with_the_same_figures(tiny, monkeypatch):
     run(tiny, "whole")
-    trained, save = [], teacher_choice.save_model
+    trained, save = [], candidate_training.save_model
 
     def interrupted(path, *args, **kwargs):
         if len(trained) == 2:
@@ -65,12 +67,26 @@ def test_an_interrupted_choice_continues_with_the_same_figures(tiny, monkeypatch
         save(path, *args, **kwargs)
 
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
-        context.setattr(teacher_choice, "save_model", interrupted)
+        context.setattr(candidate_training, "save_model", interrupted)
         run(tiny, "broken")
     run(tiny, "broken")
     log = Path("broken/log.txt").read_text()
     assert [log.count(f"{name}: epochs 1 to 1") for name in NAMES] == [1, 1, 2]  # the third was interrupted
     assert figures("broken") == figures("whole")
+
+
+def test_candidates_side_by_side_give_the_figures_of_one_after_the_other(tiny):
+    run(tiny, "alone")
+    run(tiny, "together", teachers_at_a_time=2)  # with one thread, as alone
+    assert figures("together") == figures("alone")
+    assert Path("together/log.txt").read_text().count(": epochs 1 to 1") == len(NAMES)
+
+
+def test_an_error_of_a_candidate_beside_another_is_that_error(tiny):
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="nan"):
+        run(tiny, "run", teachers_at_a_time=2, teacher_learning_rate=1e30)
+    assert time.perf_counter() - started < 60 and not multiprocessing.active_children()
 
 
 def test_auto_is_a_list_in_which_the_users_keys_win():

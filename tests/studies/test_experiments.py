@@ -139,7 +139,7 @@ def test_an_experiment_writes_its_tables_and_the_same_command_trains_nothing_aga
 
 PARENT = """
 import os, time
-from recbole_adarec.studies.arms import worker_pool
+from recbole_adarec.distributed import worker_pool
 
 if __name__ == "__main__":
     with worker_pool(1) as pool:

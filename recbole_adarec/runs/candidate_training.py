@@ -1,0 +1,181 @@
+"""Trains the candidates for the teacher, side by side where there are threads for it, each into a file."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Iterable
+from functools import lru_cache, partial
+from logging import getLogger
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from recbole.utils import init_seed
+
+from recbole_adarec import distributed
+from recbole_adarec.config.candidates import candidate_names
+from recbole_adarec.config.run_config import RunConfig
+from recbole_adarec.config.schema import STAGES
+from recbole_adarec.data.loading import Loaders, load_data
+from recbole_adarec.evaluation.mean_weights import Calibrated, HeldOut, calibrate, held_out
+from recbole_adarec.interop.patches import recbole_patches
+from recbole_adarec.memory import keep_freed_memory
+from recbole_adarec.model.registry import get_model
+from recbole_adarec.model.stored import build_model
+from recbole_adarec.runs.recbole_models import recbole_teacher
+from recbole_adarec.runs.run_folder import RunFolder
+from recbole_adarec.storage.model_files import load_state, save_model
+from recbole_adarec.trainer.registry import get_trainer
+
+
+class Trained(NamedTuple):
+    """A candidate after a round.
+
+    Attributes
+    ----------
+    content : dict
+        Of its model file.
+    states : HeldOut
+        What its logits on validation rows are computed from.
+    result : Calibrated
+        Its likelihood and ranking on these rows.
+    """
+
+    content: dict[str, Any]
+    states: HeldOut
+    result: Calibrated
+
+
+class CandidateTraining:
+    """Trains candidates in rounds. Each training is kept in a file, from which an interrupted round continues.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run; its ``backbone`` names several candidates.
+    data : Loaders
+        Of the run.
+    folder : RunFolder
+        Of the run.
+
+    Attributes
+    ----------
+    candidates : dict
+        The values of each candidate, by its name.
+    """
+
+    def __init__(self, config: RunConfig, data: Loaders, folder: RunFolder) -> None:
+        self.config, self.data, self.folder = config, data, folder
+        self.candidates = dict(zip(candidate_names(config.candidates), config.candidates, strict=True))
+
+    def round(self, names: Iterable[str], epochs: int, before: int = 0) -> dict[str, Trained]:
+        """Train candidates, on from an earlier round.
+
+        Parameters
+        ----------
+        names : iterable of str
+            The candidates.
+        epochs : int
+            Epochs after this round, those before it included.
+        before : int
+            `epochs` of the round before; 0: there was none.
+        """
+        names = list(names)
+        missing = [name for name in names if not distributed.from_first(self._path(name, epochs).is_file())]
+        threads = torch.get_num_threads()
+        workers = min(self._at_a_time(threads), len(missing))
+        if workers > 1:
+            values = pickle.dumps(self.config.values | {"threads": max(1, threads // workers)})
+            train = partial(_train_in_worker, values, self.folder.path, self.folder.log)
+            with distributed.worker_pool(workers) as pool:
+                for future in [pool.submit(train, name, epochs, before, line) for line, name in enumerate(missing)]:
+                    future.result()
+        else:
+            for name in missing:
+                self.train(name, epochs, before)
+        return {name: self._trained(name, epochs) for name in names}
+
+    def _at_a_time(self, threads: int) -> int:
+        """How many candidates are trained at a time."""
+        if distributed.world_size() > 1 or self.config.stage("teacher")["device"].type != "cpu":
+            return 1
+        return int(self.config.values["teachers_at_a_time"] or threads)
+
+    def train(self, name: str, epochs: int, before: int = 0, bar_line: int | None = None) -> None:
+        """Train a candidate in this process and write its file; parameters as in `round` and `StageTrainer`."""
+        row = self.candidates[name]
+        earlier = load_state(self._path(name, before), expected=STAGES["teacher"]) if before else None
+        done = len(earlier["history"]) if earlier else 0
+        seed = self.config.stage("teacher")["seed"] + list(self.candidates).index(name)
+        own = {} if "teacher" in row else {"epochs": epochs - done, "seed": seed}
+        config = self.config.candidate(row, **own, checkpoint_dir=str(self.folder.path))
+        start = time.perf_counter()
+        init_seed(seed + done, config["reproducibility"])
+        data = self.data.for_stage(config)
+        if "teacher" in row:
+            model, results = recbole_teacher(row["teacher"], self.config, config, data, self.folder)
+        else:
+            getLogger().info(f"{name}: epochs {done + 1} to {epochs}")
+            trainer = get_trainer(config)(config, self.model(config))
+            trainer.stage, trainer.bar_line = name, bar_line
+            if earlier is not None:
+                trainer.model.load_state_dict(earlier["state_dict"])
+                trainer.training_log = list(earlier["history"])
+                trainer.restart(config["epochs"])
+            trainer.start_repeat_bias(self.data.valid)
+            trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
+            trainer.fit_repeat_bias(self.data.valid)
+            model = trainer.model
+            results = {"history": trainer.training_log, "epochs": len(trainer.training_log)}
+        seconds = time.perf_counter() - start + (earlier["seconds"] if earlier else 0.0)
+        if distributed.is_first():
+            save_model(self._path(name, epochs), model, config, **results, seconds=seconds)
+        distributed.barrier()
+
+    def model(self, config: Any) -> Any:
+        """An untrained teacher on its device."""
+        return get_model(config["model"])(config, self.data.train._dataset).to(config["device"])
+
+    def clear(self) -> None:
+        """Remove the files of the trainings."""
+        if distributed.is_first():
+            for name in self.candidates:
+                for path in self.folder.path.glob(f".{name}-*.pth"):
+                    path.unlink()
+
+    def _path(self, name: str, epochs: int) -> Path:
+        return self.folder / f".{name}-{epochs}.pth"
+
+    def _trained(self, name: str, epochs: int) -> Trained:
+        """A candidate from its file, with its results on validation rows."""
+        device = self.config.stage("teacher")["device"]
+        content = load_state(self._path(name, epochs), expected=STAGES["teacher"])
+        states = held_out(build_model(content, device), self.data.valid)
+        trained = Trained(content, states, calibrate(states))
+        getLogger().info(f"{name}: {content['epochs']} epochs, {content['seconds']:.0f} s, {figures(trained.result)}")
+        return trained
+
+
+def figures(result: Calibrated) -> str:
+    """Likelihood, temperature and ranking as text."""
+    likelihood, ndcg = float(result.log_likelihood.mean()), float(result.ndcg.mean())
+    return f"log-likelihood {likelihood:.4f} at temperature {1 / result.scale:.2f}, NDCG@10 {ndcg:.4f}"
+
+
+@recbole_patches()
+def _train_in_worker(
+    values: bytes, folder: Path, log: Path | None, name: str, epochs: int, before: int, bar_line: int
+) -> None:
+    """Train a candidate in a process of its own."""
+    training = _in_worker(values, folder, log)
+    with training.folder.recording(), training.folder.part("teacher"):
+        training.train(name, epochs, before, bar_line)
+
+
+@lru_cache(maxsize=1)
+def _in_worker(values: bytes, folder: Path, log: Path | None) -> CandidateTraining:
+    """The trainings of a run in a process of its own, which loads the data once."""
+    keep_freed_memory()
+    config = RunConfig(pickle.loads(values))  # of our own process
+    return CandidateTraining(config, load_data(config.stage("teacher")), RunFolder(folder, config.full(), log))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from recbole_adarec.config.key import Key
 from recbole_adarec.errors import AdaRecError
 
-EXPERIMENTS = ("search-vs-random", "ablation", "transfer", "teachers", "cprec", "item-tables")
+EXPERIMENTS = ("search-vs-random", "ablation", "transfer", "teachers", "teacher-choice", "cprec", "item-tables")
 BENCHMARKS = ("teacher", "search", "inference", "growth", "ranking")
 FROM_A_RUN = ("AdaRecTeacher", "AdaRecStudent")  # what compare takes from a run; all other models are trained alone
 
@@ -244,6 +244,8 @@ def _names(name: str, help_: str, default: str = "", **more: Any) -> Option:
     return Option(Key(name, (list,), help_, each=(str,), nonempty=True, **more), default, words=True)
 
 
+_FAST = Option(Key("fast_baselines", (bool,), "Train causal RecBole models on every position."), "False", flag=True)
+
 SUBCOMMANDS = {
     row.name: row
     for row in (
@@ -272,8 +274,9 @@ SUBCOMMANDS = {
             "experiment", "several runs, compared on the same users",
             "Makes several runs and compares them on the same users. search-vs-random: the searched architecture "
             "against random ones; ablation: each part left out; transfer: each dataset's architecture on each dataset; "
-            "teachers: each backbone; cprec: NextItNet against CpRec; item-tables: the student with a full and an "
-            "adaptive item table.",
+            "teachers: each backbone; teacher-choice: the chosen teacher against its candidates, choices without a "
+            "part, and RecBole's models (--baselines); cprec: NextItNet against CpRec; item-tables: the student with a "
+            "full and an adaptive item table.",
             _experiment, "finished runs are kept, the same command continues",
             ("search-vs-random --workers=2", "transfer --datasets=\"[ml-100k, ml-1m]\"",
              "ablation --arms=\"[single level, no distillation]\""),
@@ -285,6 +288,7 @@ SUBCOMMANDS = {
                 _count("random", "Random architectures of search-vs-random.", "20"),
                 _count("workers", "Runs at a time.", "1"),
                 _names("arms", "Runs of ablation or cprec to make.", "all")._replace(words=False),
+                _FAST,
                 _text("output", "The folder.", "experiments"),
             ),
             EXPERIMENTS,
@@ -298,8 +302,7 @@ SUBCOMMANDS = {
             (
                 _names("models", "AdaRecStudent, AdaRecTeacher, CpRec, and RecBole's models.")._replace(needed=_MODELS),
                 _text("reference", "The model with which the others are compared.", "AdaRecStudent if it is there"),
-                Option(Key("fast_baselines", (bool,), "Train causal RecBole models on every position."), "False",
-                       flag=True),
+                _FAST,
                 _text("output", "The folder.", "compare"),
             ),
         ),

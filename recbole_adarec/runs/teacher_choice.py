@@ -54,6 +54,7 @@ class TeacherChoice:
         self.config, self.data = config, data
         self.training = CandidateTraining(config, data, folder)
         self.candidates = self.training.candidates
+        self.most: int = config.values["most_members"]
         targets = int(data.train._dataset.windows.length.sum())
         self.epochs: int = config.given("teacher", "epochs") or epochs_by_data(targets)
         trial = config.values["trial_epochs"] or max(1, round(_TRIAL_SHARE * self.epochs))
@@ -67,22 +68,11 @@ class TeacherChoice:
         stage_config : recbole.config.Config
             Of the stage ``teacher``; it is given the members.
         """
-        most = self.config.values["most_members"]
-        first = self.training.round(self.candidates, self.trial_epochs)
-        kept = choose_members({name: trained.states for name, trained in first.items()}, most, least=most)
-        self._log("first round", first, kept)
-        last = self._finished({name: first[name] for name in kept.weights})
-        choice = choose_members({name: trained.states for name, trained in last.items()}, most)
-        self._log("last round", last, choice)
-        stage_config["members"] = [
-            {"config": plain(last[name].content["config"]), "weight": weight} for name, weight in choice.weights.items()
-        ]
-        stage_config["backbone"] = " + ".join(choice.weights)
-        model = self.training.model(stage_config)
-        for member, name in zip(model.members, choice.weights, strict=True):
-            member.load_state_dict(last[name].content["state_dict"])
-        model.eval().weigh()
-        results = evaluate_mean(stage_config, model, self.data.for_stage(stage_config))
+        first = self.trial()
+        kept = self.kept(first)
+        last = self.finished({name: first[name] for name in kept.weights})
+        choice = self.chosen(last)
+        model, results = self.mean(stage_config, last, choice.weights)
         trained = first | last
         return model, {
             **results,
@@ -93,8 +83,18 @@ class TeacherChoice:
             "candidates": self._records(trained, kept, choice, model),
         }
 
-    def _finished(self, trials: Mapping[str, Trained]) -> dict[str, Trained]:
-        """Train candidates for the rest of their epochs; each as before only if it was likelier and ranked better.
+    def trial(self) -> dict[str, Trained]:
+        """All candidates, trained for a part of the epochs."""
+        return self.training.round(self.candidates, self.trial_epochs)
+
+    def kept(self, trials: Mapping[str, Trained]) -> Choice:
+        """The candidates that are trained on."""
+        kept = choose_members({name: trained.states for name, trained in trials.items()}, self.most, least=self.most)
+        self._log("first round", trials, kept)
+        return kept
+
+    def finished(self, trials: Mapping[str, Trained]) -> dict[str, Trained]:
+        """Candidates after the rest of their epochs; each as before only if it was likelier and ranked better.
 
         Likelihood and ranking part in a long training: on Beauty, from 2 epochs to 13, the log-likelihood fell from
         -8.225 to -8.250, and NDCG@10 rose from 0.0562 to 0.0712.
@@ -109,6 +109,36 @@ class TeacherChoice:
             if likelier and bool(old.ndcg.mean() > new.ndcg.mean()):
                 finished[name] = trials[name]
         return finished
+
+    def chosen(self, trained: Mapping[str, Trained]) -> Choice:
+        """The members of the mean."""
+        choice = choose_members({name: candidate.states for name, candidate in trained.items()}, self.most)
+        self._log("last round", trained, choice)
+        return choice
+
+    def mean(
+        self, stage_config: Any, trained: Mapping[str, Trained], weights: Mapping[str, float]
+    ) -> tuple[Any, dict[str, Any]]:
+        """The mean of candidates, and its metrics.
+
+        Parameters
+        ----------
+        stage_config : recbole.config.Config
+            Of the stage ``teacher``; it is given the members.
+        trained : mapping
+            The candidates by name.
+        weights : mapping
+            Factors of the members' logits.
+        """
+        stage_config["members"] = [
+            {"config": plain(trained[name].content["config"]), "weight": weight} for name, weight in weights.items()
+        ]
+        stage_config["backbone"] = " + ".join(weights)
+        model = self.training.model(stage_config)
+        for member, name in zip(model.members, weights, strict=True):
+            member.load_state_dict(trained[name].content["state_dict"])
+        model.eval().weigh()
+        return model, evaluate_mean(stage_config, model, self.data.for_stage(stage_config))
 
     def _log(self, title: str, trained: Mapping[str, Trained], choice: Choice) -> None:
         for step in choice.steps:

@@ -76,6 +76,9 @@ def experiment_table(result: Mapping[str, Any]) -> str:
                 f"{label} {difference_text(best[metric])}" for metric, label in PAIRED_METRICS.items()
             )
             lines += [f"EMD against the best one-to-one mapping by validation ({best['name']}): {differences}.", ""]
+        for seed, weights in zip(result["seeds"], comparison.get("members", []), strict=False):
+            members = ", ".join(f"{name} {weight:.3f}" for name, weight in weights.items())
+            lines += [f"Members of seed {seed}, with the factors of their logits: {members}.", ""]
         for metric, label in PAIRED_METRICS.items():
             if metric in comparison:
                 lines += [_random_sentence(label, comparison[metric]), ""]
@@ -104,10 +107,11 @@ def arms_table(comparison: Mapping[str, Any]) -> str:
     rows = []
     for name, arm in comparison["arms"].items():
         channels = sorted({architecture["hidden_size"] for architecture in arm["architectures"]})
-        row = {"": name, "channels": ", ".join(map(str, channels))}
+        row = {"": name} | ({"channels": ", ".join(map(str, channels))} if channels else {})
         for heading, counts in (("layer params", arm["layers"]), ("params", arm["total"])):
             row[heading] = f"{sum(counts) / len(counts):,.0f}"
-        rows.append(row | _metric_cells(arm))
+        recall = {"ndcg": {"Recall@10": mean_text(arm["recall"])}} if "recall" in arm else None
+        rows.append(row | _metric_cells(arm, recall))
     if "reference" in comparison:
         rows.sort(key=lambda row: row[""] != comparison["reference"])
     return tabulate(rows, headers="keys", tablefmt="pipe", missingval=DASH, disable_numparse=True)

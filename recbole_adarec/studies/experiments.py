@@ -43,9 +43,10 @@ from recbole_adarec.studies.experiment_tables import (
     experiment_table,
     size_name,
 )
+from recbole_adarec.studies.teacher_choice import teacher_choice
 
 EXPERIMENT_FORMAT = "recbole-adarec-experiment/1"
-EXPERIMENTS = ("search-vs-random", "ablation", "transfer", "teachers", "cprec", "item-tables")
+EXPERIMENTS = ("search-vs-random", "ablation", "transfer", "teachers", "teacher-choice", "cprec", "item-tables")
 SELECTABLE = ("ablation", "cprec")  # experiments of which single arms can be run
 BUDGETS = (0.25, 0.5, 2.0, 4.0)  # of ablation: factors of cost_budget
 BETAS = (0.1, 10.0)  # of ablation: prices of cost without a budget
@@ -279,6 +280,7 @@ def run_experiment(
     workers: int = 1,
     output: str | None = None,
     arms: Sequence[str] = (),
+    fast_baselines: bool = False,
 ) -> dict[str, Any]:
     """Run an experiment, and write its tables as JSON, Markdown and HTML beside its runs.
 
@@ -302,6 +304,8 @@ def run_experiment(
         The folder, ``experiments`` by default; each dataset has a folder in it.
     arms : sequence of str
         Arms of ``ablation`` or ``cprec`` to run; all by default.
+    fast_baselines : bool
+        Train causal models of RecBole in ``teacher-choice`` on every position of windows.
 
     Returns
     -------
@@ -324,6 +328,8 @@ def run_experiment(
         raise AdaRecError(f"datasets: experiment {name} runs on one dataset, --dataset=; transfer takes several")
     if arms and name not in SELECTABLE:
         raise AdaRecError(f"arms: experiment {name} always runs all its arms; {' and '.join(SELECTABLE)} run some")
+    if fast_baselines and name != "teacher-choice":
+        raise AdaRecError(f"fast_baselines: experiment {name} trains no models of RecBole beside ours")
     for key in ("run_dir", "architecture", "seed"):
         if key in overrides:
             raise AdaRecError(f"experiment: {key} is set by the experiment itself; leave it out")
@@ -342,6 +348,7 @@ def run_experiment(
             "search-vs-random": lambda: search_vs_random(one, number),
             "ablation": lambda: ablation(one, arms),
             "teachers": lambda: teachers(one),
+            "teacher-choice": lambda: teacher_choice(one, fast_baselines),
             "cprec": lambda: cprec(one, arms),
             "item-tables": lambda: item_tables(one),
         }

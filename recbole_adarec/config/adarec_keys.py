@@ -113,7 +113,7 @@ SECTIONS: tuple[Section, ...] = (
         Key("trial_epochs", INT, "Of several teachers: epochs of each before the poor ones are dropped. ~: an eighth "
             "of the most epochs.", {"run": None}, optional=True, low=1),
         Key("most_members", INT, "Of several teachers: how many are trained on after the trial, and how many a mean "
-            "has at most.", {"run": 3}, low=1),
+            "has at most. ~: 3 to 5, by the number of targets.", {"run": None}, optional=True, low=1),
         Key("teachers_at_a_time", INT, "Of several teachers: how many are trained at a time, each in a process with "
             "its share of the threads. ~: as many as threads on CPUs, one on a GPU.", {"run": None}, optional=True,
             low=1),

@@ -33,8 +33,7 @@ def teacher_candidates(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     if named == AUTO:
         candidates = load_yaml(PROPERTIES / "backbone/auto.yaml")["backbone"]
         own = {key.removeprefix("teacher_") if key not in KEYS else key for key in given} - {"backbone"}
-        reduced = [{key: value for key, value in row.items() if key not in own} for row in candidates]
-        return [row for number, row in enumerate(reduced) if row not in reduced[:number]]
+        return [{key: value for key, value in row.items() if key not in own} for row in candidates]
     if not isinstance(named, list):
         return []
     candidates = [{"backbone": row} if isinstance(row, str) else row for row in named]

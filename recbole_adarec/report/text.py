@@ -83,6 +83,7 @@ def report_markdown(report: Mapping[str, Any], training_logs: Mapping[str, Any])
         "## Stages",
         stages_table(report, "github"),
         *(["## Teacher", table] if (table := teachers_table(report, "github")) else []),
+        *(["## Shorter histories", table] if (table := histories_table(report, "github")) else []),
         "## Architecture",
         architecture_summary(report),
         cells,
@@ -234,6 +235,21 @@ def teachers_table(report: Mapping[str, Any], fmt: str) -> str:
         numbers = [format_number(number_at(row, *keys), style) for _, keys, style in columns]
         rows.append([str(row.get("name") or DASH), became, *numbers])
     return text_table(["candidate", "", *(heading for heading, _, _ in columns)], rows, fmt, left=2) if rows else ""
+
+
+def histories_table(report: Mapping[str, Any], fmt: str) -> str:
+    """A row for each number of items that are read of a history; empty where no shorter one was tried."""
+    names = ("teacher", "student")
+    rows = [
+        [
+            format_number(number_at(row, "length"), "{:.0f}"),
+            *(format_number(number_at(row, "ndcg", name), "{:.4f}") for name in names),
+            *(short_number(value) if (value := number_at(row, "macs", name)) is not None else DASH for name in names),
+        ]
+        for row in report.get("histories") or []
+    ]
+    header = ["items read"] + [f"{name} {what}" for what in ("validation NDCG@10", "MACs") for name in names]
+    return text_table(header, rows, fmt, left=0) if rows else ""
 
 
 def architecture_summary(report: Mapping[str, Any]) -> str:

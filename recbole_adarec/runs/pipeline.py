@@ -14,8 +14,10 @@ from recbole_adarec import distributed
 from recbole_adarec.config.recbole_models import is_checkpoint
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.config.schema import STAGES
+from recbole_adarec.data.dataset import HISTORY_LENGTHS
 from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.distillation.teacher_outputs import TeacherOutputCache
+from recbole_adarec.evaluation.history_length import by_history_length
 from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.interop.patches import recbole_patches
@@ -244,7 +246,10 @@ class Run:
         )  # fmt: skip
         run = {"dataset": values["dataset"], "seed": student["seed"]}
         choice = read_json(self.folder / "candidates.json")
-        report = run_report(run, contents, rows, models["student"].architecture, choice, models["teacher"])
+        most = student["MAX_ITEM_LIST_LENGTH"]
+        shorter = [length for length in HISTORY_LENGTHS if length < most]
+        histories = by_history_length(models, self.data.valid, [*shorter, most]) if shorter else []
+        report = run_report(run, contents, rows, models["student"].architecture, choice, models["teacher"], histories)
         search = contents.get("search")
         training_logs = {name: content["history"] for name, content in contents.items()}
         write_report(self.folder, report, training_logs, search["config"]["operations"] if search else ())

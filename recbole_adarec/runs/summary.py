@@ -79,6 +79,7 @@ def run_report(
     architecture: Architecture,
     choice: Mapping[str, Any],
     teacher: Any,
+    histories: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The content of report.json.
 
@@ -96,6 +97,8 @@ def run_report(
         Content of candidates.json; empty where no architecture was chosen.
     teacher : AdaRecTeacher
         The trained teacher.
+    histories : sequence of mapping
+        What `by_history_length` returned.
     """
     search_row = None
     if "search" in contents:
@@ -113,6 +116,7 @@ def run_report(
         "models": list(models),
         "architecture": {**architecture.to_dict(), "operations": architecture.count(), "search": search_row},
         "teacher_candidates": contents["teacher"].get("candidates"),
+        "histories": list(histories),
         "teaching": recbole_teacher_text(teacher, contents["teacher"]),
         "distillation": last.get("flow")
         and {key: last[key] for key in ("student_layer_weights", "teacher_layer_weights", "flow")},

@@ -11,9 +11,10 @@ from recbole_adarec.storage.files import load_checkpoint
 from tests.helpers import SMALL, as_arguments, refused
 
 FEW = as_arguments(
-    {**SMALL, "backbone": ["CausalBSARec", "LRURec", "NextItNet"], "teacher_epochs": 3, "trial_epochs": 1, "most_members": 2, "teacher_learning_rate": 0.01,
-     "distilled_layers": None, "baseline_epochs": 2, "threads": 1}
-)  # fmt: skip
+    SMALL
+    | {"backbone": ["CausalBSARec", "LRURec", "NextItNet"], "teacher_epochs": 3, "trial_epochs": 1, "most_members": 2}
+    | {"teacher_learning_rate": 0.01, "distilled_layers": None, "baseline_epochs": 2, "threads": 1}
+)
 
 
 @pytest.fixture(scope="module")

@@ -67,9 +67,10 @@ def test_the_filter_is_the_moving_average_and_its_rescaled_rest():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("length", [1, 2, 13])
-def test_the_linear_recurrence_is_its_recursion(length):
-    layer, x = LinearRecurrence(6), torch.randn(3, length, 6)
+def test_the_linear_recurrence_is_its_recursion(length, training):
+    layer, x = LinearRecurrence(6).train(training), torch.randn(3, length, 6)
     entered = layer.enter(x) * layer.log_gamma.exp().repeat(2)
     inputs = torch.complex(entered[..., :6], entered[..., 6:])
     eigenvalue = torch.polar(torch.exp(-layer.log_decay.exp()), layer.log_angle.exp())
@@ -78,6 +79,19 @@ def test_the_linear_recurrence_is_its_recursion(length):
         state = eigenvalue * state + inputs[:, t]
         outputs.append(layer.leave(torch.cat([state.real, state.imag], -1)))
     torch.testing.assert_close(layer(x), torch.stack(outputs, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_gradients_of_the_recurrence_in_training_are_those_of_the_scan(length):
+    layer, x = LinearRecurrence(3).double(), torch.randn(2, length, 3, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, x)
+    inputs = [x, *layer.parameters()]
+    found, expected = (
+        torch.autograd.grad(layer.train(training)(x).sin().sum(), inputs, materialize_grads=True)
+        for training in (True, False)
+    )
+    for gradient, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, other)
 
 
 def test_averaged_weights_are_a_mean_of_late_ones():

@@ -14,17 +14,44 @@ from recbole_adarec.model.teachers.stack import StackTeacher, TransformerLayer
 _LEAST, _MOST = 0.8, 0.99  # absolute values of the eigenvalues at the start, as LRURec has them
 
 
+class _Recurrence(torch.autograd.Function):
+    """``h_t = lambda h_{t-1} + x_t``, one position after the other; complex x and h ``[L, B, C]``, lambda ``[C]``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eigenvalues: Tensor) -> Tensor:
+        states = x.clone()
+        rows = states.unbind(0)
+        for before, now in zip(rows, rows[1:], strict=False):
+            now.addcmul_(eigenvalues, before)
+        ctx.save_for_backward(states, eigenvalues)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        states, eigenvalues = ctx.saved_tensors
+        gradient = gradient.clone()
+        rows, conjugate = gradient.unbind(0)[::-1], eigenvalues.conj().resolve_conj()
+        for after, now in zip(rows, rows[1:], strict=False):
+            now.addcmul_(conjugate, after)
+        return gradient, (states[:-1].conj() * gradient[1:]).sum((0, 1))
+
+
 class LinearRecurrence(nn.Module):
     """Linear recurrent unit, ``[B, L, C]`` to ``[B, L, C]`` (Orvieto et al., ICML 2023, arXiv 2303.06349).
 
-    ``h_t = lambda h_{t-1} + gamma (B x_t)`` with complex diagonal lambda, and ``y_t = D [Re h_t, Im h_t]``. All
-    positions are computed in log2(L) steps of a prefix scan (LRURec, Yue et al., WSDM 2024, arXiv 2310.02367,
-    section 4.3).
+    ``h_t = lambda h_{t-1} + gamma (B x_t)`` with complex diagonal lambda, and ``y_t = D [Re h_t, Im h_t]``. Positions
+    are computed in log2(L) steps of a prefix scan (LRURec, Yue et al., WSDM 2024, arXiv 2310.02367, section 4.3), in
+    training on a CPU one after the other.
 
     Parameters
     ----------
     size : int
         Channels C, and complex channels of the state h.
+
+    Notes
+    -----
+    Measured forth and back, 800 positions on one thread, the scan and one after the other: 9.6 and 2.8 ms for 5
+    sequences of 160 positions, 4.2 and 2.3 for 16 of 50. The scan has more to remember for the way back.
     """
 
     def __init__(self, size: int) -> None:
@@ -39,6 +66,10 @@ class LinearRecurrence(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         real, imaginary = (self.enter(x) * self.log_gamma.exp().repeat(2)).chunk(2, -1)
         radius, angle = torch.exp(-self.log_decay.exp()), self.log_angle.exp()
+        if self.training and x.device.type == "cpu":
+            entering = torch.complex(real.transpose(0, 1), imaginary.transpose(0, 1))
+            states = _Recurrence.apply(entering, torch.polar(radius, angle)).transpose(0, 1)
+            return self.leave(torch.cat([states.real, states.imag], -1))
         a, b = radius * angle.cos(), radius * angle.sin()
         step = 1
         while step < x.shape[1]:  # h holds the last `step` items, a + ib is lambda to the power of it

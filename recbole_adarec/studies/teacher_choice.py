@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from recbole_adarec.config.run_config import RunConfig
-from recbole_adarec.config.stages import stage_config
-from recbole_adarec.data.dataset import item_counts
-from recbole_adarec.data.loading import Loaders, load_data
+from recbole_adarec.data.dataset import AUTO_LENGTH, item_counts
+from recbole_adarec.data.loading import Loaders
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.mean_weights import choose_members
 from recbole_adarec.evaluation.per_user import user_scores
@@ -40,6 +39,7 @@ from recbole_adarec.trainer.calibration import fit_repeat_bias, repeat_share
 CHOICE = "auto"  # the arm that trains the candidates, and the row of the teacher that is chosen of them
 ALONE = "teacher"  # the row of an arm with one model
 POPULARITY = "popularity"
+RECBOLE_LENGTH = 50  # RecBole's own ``MAX_ITEM_LIST_LENGTH``
 
 
 class TeacherStudy(ArmStudy):
@@ -107,7 +107,8 @@ def teacher_choice(study: ArmStudy, every_position: bool = False) -> dict[str, A
     ----------
     study : ArmStudy
         Values, seeds and workers. Its value ``baselines`` names the models of RecBole, each of which has a
-        `repeat_bias` that is fitted after its training, as RecBole knows none.
+        `repeat_bias` that is fitted after its training, as RecBole knows none. They read RecBole's 50 items, unless
+        ``MAX_ITEM_LIST_LENGTH`` is given.
     every_position : bool
         Train the causal ones of them on every position of windows.
 
@@ -126,14 +127,12 @@ def teacher_choice(study: ArmStudy, every_position: bool = False) -> dict[str, A
     values = {**study.values, "baselines": []}
     if not isinstance(values["backbone"], list):
         raise AdaRecError("experiment teacher-choice: give several candidates, --backbone=auto or a list")
-    config = stage_config(values, "teacher")
-    load_data(config)
-    values["MAX_ITEM_LIST_LENGTH"] = config["MAX_ITEM_LIST_LENGTH"]  # a number where it was auto: all read the same
+    length = {"MAX_ITEM_LIST_LENGTH": RECBOLE_LENGTH} if values["MAX_ITEM_LIST_LENGTH"] == AUTO_LENGTH else {}
     teachers = TeacherStudy(values, study.seeds, study.folder.with_name("teachers"), study.workers)
     arms = [Arm(CHOICE, {})]
     for name in named:
         fast = every_position and name in EVERY_POSITION_MODELS
-        arms.append(Arm(name, {"every_position": name} if fast else {"teacher": name}))
+        arms.append(Arm(name, length | ({"every_position": name} if fast else {"teacher": name})))
     teachers.run(arms)
     results = teachers.rows(CHOICE) | {name: teachers.rows(name)[ALONE] for name in named}
     comparison = compare_arms(results, CHOICE)

@@ -162,12 +162,15 @@ class Choice(NamedTuple):
         Every candidate.
     steps : list of str
         What each choice changed, in words.
+    left_out : dict of str to str
+        Why each other candidate is no member, in words.
     """
 
     weights: dict[str, float]
     mean: Calibrated
     alone: dict[str, Calibrated]
     steps: list[str]
+    left_out: dict[str, str]
 
 
 def choose_members(candidates: Mapping[str, HeldOut], most: int, least: int = 1) -> Choice:
@@ -194,6 +197,7 @@ def choose_members(candidates: Mapping[str, HeldOut], most: int, least: int = 1)
         counts = {name: names.count(name) for name in names}
         return {name: count * alone[name].scale / len(names) for name, count in counts.items()}
 
+    tried: dict[str, Calibrated] = {}
     while len(chosen) < 2 * most:
         tried = {}
         for name in candidates:
@@ -209,16 +213,25 @@ def choose_members(candidates: Mapping[str, HeldOut], most: int, least: int = 1)
             break
         name = max(accepted, key=lambda name: float(accepted[name].log_likelihood.mean()))
         new = accepted[name]
-        gain, error = _gain(new.log_likelihood, mean.log_likelihood)
-        ranking, ranking_error = _gain(new.ndcg, mean.ndcg)
-        steps.append(
-            f"with {name} log-likelihood {gain:+.4f} (standard error {error:.4f}), NDCG@{_TOP} {ranking:+.4f} "
-            f"({ranking_error:.4f})"
-        )
+        steps.append(f"with {name} {_changes(new, mean)}")
         chosen.append(name)
-        mean = new
+        mean, tried = new, {}
     weights = {name: weight * (mean.scale if len(chosen) > 1 else 1.0) for name, weight in weights_of(chosen).items()}
-    return Choice(weights, mean, alone, steps)
+    left_out = {
+        name: f"with it {_changes(tried[name], mean)}" if name in tried else f"{most} others make a likelier mean"
+        for name in candidates
+        if name not in chosen
+    }
+    return Choice(weights, mean, alone, steps, left_out)
+
+
+def _changes(new: Calibrated, old: Calibrated) -> str:
+    """What a further member changes, in words."""
+    gain, error = _gain(new.log_likelihood, old.log_likelihood)
+    ranking, ranking_error = _gain(new.ndcg, old.ndcg)
+    return (
+        f"log-likelihood {gain:+.4f} (standard error {error:.4f}), NDCG@{_TOP} {ranking:+.4f} ({ranking_error:.4f})"
+    )
 
 
 def _better(new: Calibrated, old: Calibrated) -> bool:

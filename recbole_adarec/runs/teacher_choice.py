@@ -175,10 +175,17 @@ class TeacherChoice:
                 "log_likelihood": float(candidate.result.log_likelihood.mean()),
                 "temperature": 1 / candidate.result.scale,
                 "weight": choice.weights.get(name),
-                "dropped": None if name in members else f"after {'last' if name in kept.weights else 'first'} round",
+                "dropped": None if name in members else _why(name, kept, choice),
             }
             if name in members:
                 config = self.config.candidate(self.candidates[name])
                 row |= evaluate_model(config, members[name].eval(), self.data)
             rows.append(row)
         return rows
+
+
+def _why(name: str, kept: Choice, choice: Choice) -> str:
+    """When a candidate was dropped, and why."""
+    if name in kept.left_out:
+        return f"after first round: {kept.left_out[name]}"
+    return f"after last round: {choice.left_out[name]}"

@@ -229,9 +229,7 @@ def _changes(new: Calibrated, old: Calibrated) -> str:
     """What a further member changes, in words."""
     gain, error = _gain(new.log_likelihood, old.log_likelihood)
     ranking, ranking_error = _gain(new.ndcg, old.ndcg)
-    return (
-        f"log-likelihood {gain:+.4f} (standard error {error:.4f}), NDCG@{_TOP} {ranking:+.4f} ({ranking_error:.4f})"
-    )
+    return f"log-likelihood {gain:+.4f} (standard error {error:.4f}), NDCG@{_TOP} {ranking:+.4f} ({ranking_error:.4f})"
 
 
 def _better(new: Calibrated, old: Calibrated) -> bool:

@@ -21,7 +21,7 @@ from recbole_adarec.model.item_table.base import append_ones
 from recbole_adarec.model.seen_items import SeenItems, deduplicated
 
 _MOST_ROWS, _FEWEST_ROWS = 8192, 512  # of the validation data
-_MOST_LOGITS = 50_000_000  # of one model; larger catalogs have fewer rows
+_MOST_LOGITS = 25_000_000  # of one model; larger catalogs have fewer rows
 _TOP = 10  # length of the ranking that a further member may not spoil
 _LOGITS_AT_A_TIME = 2**22
 _STEPS = 20  # of Newton's method, which needs 3 to 5

@@ -28,6 +28,8 @@ from recbole_adarec.runs.run_folder import RunFolder
 from recbole_adarec.storage.model_files import load_state, save_model
 from recbole_adarec.trainer.registry import get_trainer
 
+_BETWEEN_SEEDS = 1000  # runs with neighbouring seeds share no candidate
+
 
 class Trained(NamedTuple):
     """A candidate after a round.
@@ -107,7 +109,7 @@ class CandidateTraining:
         row = self.candidates[name]
         earlier = load_state(self._path(name, before), expected=STAGES["teacher"]) if before else None
         done = len(earlier["history"]) if earlier else 0
-        seed = self.config.stage("teacher")["seed"] + list(self.candidates).index(name)
+        seed = self.config.stage("teacher")["seed"] + _BETWEEN_SEEDS * list(self.candidates).index(name)
         own = {} if "teacher" in row else {"epochs": epochs - done, "seed": seed}
         config = self.config.candidate(row, **own, checkpoint_dir=str(self.folder.path))
         start = time.perf_counter()

@@ -24,7 +24,7 @@ _EPOCHS, _TARGETS_OF_AN_EPOCH = (8, 24), 11_000  # an epoch for each 11,000 targ
 _MOST_TARGETS = 8_000_000  # ... and at most as many epochs as have so many targets
 _TRIAL_SHARE = 1 / 8  # of the epochs
 _MEMBERS, _TARGETS_OF_A_MEMBER = (3, 5), 25_000  # a member for each 25,000 targets of an epoch, within these bounds ...
-_MOST_TARGETS_OF_ALL = 24_000_000  # ... and no more than are trained with so many targets
+_MOST_TARGETS_OF_ALL = 32_000_000  # ... and no more than are trained with so many targets
 
 
 def epochs_by_data(targets: int) -> int:

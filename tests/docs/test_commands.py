@@ -41,7 +41,7 @@ SMALL = {
 # Keys of the subcommands themselves.
 OWN = {
     "compare": {"models", "reference", "fast_baselines", "output"},
-    "experiment": {"datasets", "seeds", "random", "workers", "output", "arms"},
+    "experiment": {"datasets", "seeds", "random", "workers", "output", "arms", "fast_baselines"},
     "tune": {"params_file", "tool", "algo", "scheduler", "ray_address", "output", "max_evals", "early_stop", "workers"},
     "benchmark": {"quick", "parts", "output"},
     "recommend": {"run_dir", "history", "users", "k", "plugins"},

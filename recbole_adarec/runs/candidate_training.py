@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Iterable
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
 from logging import getLogger
 from pathlib import Path
@@ -18,6 +19,7 @@ from recbole_adarec.config.candidates import candidate_names
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.config.schema import STAGES
 from recbole_adarec.data.loading import Loaders, load_data
+from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.mean_weights import Calibrated, HeldOut, calibrate, held_out
 from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.memory import keep_freed_memory
@@ -82,6 +84,11 @@ class CandidateTraining:
             Epochs after this round, those before it included.
         before : int
             `epochs` of the round before; 0: there was none.
+
+        Raises
+        ------
+        AdaRecError
+            If a process that trains a candidate is killed.
         """
         names = list(names)
         missing = [name for name in names if not distributed.from_first(self._path(name, epochs).is_file())]
@@ -91,8 +98,15 @@ class CandidateTraining:
             values = pickle.dumps(self.config.values | {"threads": max(1, threads // workers)})
             train = partial(_train_in_worker, values, self.folder.path, self.folder.log)
             with distributed.worker_pool(workers) as pool:
-                for future in [pool.submit(train, name, epochs, before, line) for line, name in enumerate(missing)]:
-                    future.result()
+                futures = [pool.submit(train, name, epochs, before, line) for line, name in enumerate(missing)]
+                for name, future in zip(missing, futures, strict=True):
+                    try:
+                        future.result()
+                    except BrokenProcessPool as error:
+                        raise AdaRecError(
+                            f"{name}: a process that trained it or another candidate was killed, perhaps for want of "
+                            "memory; --teachers_at_a_time=1 needs less"
+                        ) from error
         else:
             for name in missing:
                 self.train(name, epochs, before)

@@ -87,6 +87,25 @@ def test_an_error_of_a_candidate_beside_another_is_that_error(tiny):
     assert not multiprocessing.active_children()
 
 
+KILLED = """
+import os, signal
+from recbole_adarec.model.teachers.base import AdaRecTeacher, teacher
+
+@teacher("Killed")
+class Killed(AdaRecTeacher):
+    def __init__(self, config, dataset):
+        if config["checkpoint_dir"] != "saved":  # only where it is trained
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().__init__(config, dataset)
+"""
+
+
+def test_a_killed_process_is_one_line(tiny):
+    Path("killed.py").write_text(KILLED)
+    with pytest.raises(AdaRecError, match="a process that trained it or another candidate was killed"):
+        run(tiny, "run", teachers_at_a_time=2, backbone=["LRURec", "Killed"], plugins="killed.py")
+
+
 def test_auto_is_a_list_in_which_the_users_keys_win():
     whole = teacher_candidates({"backbone": "auto"})
     assert len(whole) > 2 and all("dropout_prob" in row for row in whole if row["backbone"] == "CausalBSARec")

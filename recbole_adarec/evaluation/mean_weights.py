@@ -110,13 +110,20 @@ class Calibrated(NamedTuple):
 
 
 @torch.no_grad()
-def calibrate(model: HeldOut) -> Calibrated:
+def calibrate(model: HeldOut, scale: float = 0.5) -> Calibrated:
     """Fit the temperature of a model, by Newton's method.
 
     With z the logits and p the softmax of ``a z``, the derivative of a row's log-likelihood with respect to a is
     ``z[label] - E_p z``, and its second derivative ``-Var_p z``.
+
+    Parameters
+    ----------
+    model : HeldOut
+        The model.
+    scale : float
+        Where the search begins.
     """
-    scale, (likelihood, slope, curvature, ndcg) = 0.5, _moments(model, 0.5)
+    likelihood, slope, curvature, ndcg = _moments(model, scale)
     for _ in range(_STEPS):
         step = slope / max(curvature, 1e-12)
         step = max(min(step, scale), -scale / 2)  # the logits keep their signs
@@ -199,16 +206,13 @@ def choose_members(candidates: Mapping[str, HeldOut], most: int, least: int = 1)
 
     tried: dict[str, Calibrated] = {}
     while len(chosen) < 2 * most:
-        tried = {}
+        tried, needed = {}, len(set(chosen)) < least
         for name in candidates:
-            if name in chosen or len(set(chosen)) < most:
+            if (name in chosen and not needed) or (name not in chosen and len(set(chosen)) < most):
                 weights = weights_of([*chosen, name])
                 members = [candidates[member] for member in weights]
-                tried[name] = calibrate(mean_of(members, list(weights.values())))
-        if len(set(chosen)) < least:
-            accepted = {name: new for name, new in tried.items() if name not in chosen}
-        else:
-            accepted = {name: new for name, new in tried.items() if _better(new, mean)}
+                tried[name] = calibrate(mean_of(members, list(weights.values())), scale=1.0)
+        accepted = {name: new for name, new in tried.items() if needed or _better(new, mean)}
         if not accepted:
             break
         name = max(accepted, key=lambda name: float(accepted[name].log_likelihood.mean()))

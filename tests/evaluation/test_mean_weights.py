@@ -76,8 +76,8 @@ def test_what_is_likelier_and_ranks_worse_is_not_added(labels, monkeypatch):
     assert set(choose_members(candidates, most=2).weights) == {"good", "other"}
     original = mean_weights.calibrate
 
-    def ranks_worse(of):
-        found = original(of)
+    def ranks_worse(of, scale=0.5):
+        found = original(of, scale)
         mean = of.table.shape[1] > SIZE + 1
         return found._replace(ndcg=torch.zeros(ROWS).double()) if mean else found
 

@@ -146,7 +146,7 @@ def test_pythons_none_is_none_where_a_key_can_be_none():
         (["frobnicate"], "unknown subcommand 'frobnicate'; known are run, benchmark, experiment, compare, tune"),
         (["--threads=1", "frobnicate"], "unknown subcommand 'frobnicate'"),
         (["experiment"], "experiment: name one of search-vs-random, ablation"),
-        (["experiment", "ablate"], "ablation, transfer, teachers, cprec, item-tables, not 'ablate'"),
+        (["experiment", "ablate"], "ablation, transfer, teachers, teacher-choice, cprec, item-tables, not 'ablate'"),
         (["experiment", "cprec", "teachers"], "not 'cprec teachers'"),
         (["experiment", "cprec", "--seeds=[a]"], "experiment: seeds is ['a'], expected a list of whole numbers"),
         (["experiment", "cprec", "--workers=0"], "experiment: workers is 0, expected at least 1"),

@@ -56,12 +56,12 @@ class _CutHistories:
             yield self.cut(interaction), *others
 
     def cut(self, interaction: Any) -> Any:
-        """An interaction with shorter histories; right-padded as before."""
+        """An interaction with shorter histories, right-padded to the same width: some models need it."""
         dataset = self._loader._dataset
         list_field = getattr(dataset, f"{dataset.iid_field}_list_field")
         items, lengths = interaction[list_field], interaction[dataset.item_list_length_field]
         kept = lengths.clamp_max(self._length)
-        position = torch.arange(min(self._length, items.shape[1]), device=items.device)
+        position = torch.arange(items.shape[1], device=items.device)
         real = position < kept[:, None]
         index = torch.where(real, (lengths - kept)[:, None] + position, 0)
         cut = {list_field: items.gather(1, index) * real, dataset.item_list_length_field: kept}

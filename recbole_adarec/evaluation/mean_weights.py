@@ -180,7 +180,9 @@ class Choice(NamedTuple):
     left_out: dict[str, str]
 
 
-def choose_members(candidates: Mapping[str, HeldOut], most: int, least: int = 1) -> Choice:
+def choose_members(
+    candidates: Mapping[str, HeldOut], most: int, least: int = 1, alone: Mapping[str, Calibrated] | None = None
+) -> Choice:
     """Choose the members of a mean greedily, with repetition (Caruana et al., ICML 2004): the most likely model first.
 
     A mean is that of the calibrated logits of its members, each counted as often as it was chosen, and is calibrated
@@ -195,8 +197,10 @@ def choose_members(candidates: Mapping[str, HeldOut], most: int, least: int = 1)
         Largest number of members.
     least : int
         So many members are chosen in any case, the one that helps most each time.
+    alone : mapping of str to Calibrated, optional
+        What `calibrate` returned for each; computed where it is missing.
     """
-    alone = {name: calibrate(model) for name, model in candidates.items()}
+    alone = dict(alone or {name: calibrate(model) for name, model in candidates.items()})
     best = max(alone, key=lambda name: float(alone[name].log_likelihood.mean()))
     chosen, mean, steps = [best], alone[best], [f"{best} is the most likely"]
 

@@ -114,9 +114,10 @@ class CandidateTraining:
 
     def _at_a_time(self, threads: int) -> int:
         """How many candidates are trained at a time."""
-        if distributed.world_size() > 1 or self.config.stage("teacher")["device"].type != "cpu":
+        if distributed.world_size() > 1:
             return 1
-        return int(self.config.values["teachers_at_a_time"] or threads)
+        on_cpu = self.config.stage("teacher")["device"].type == "cpu"
+        return int(self.config.values["teachers_at_a_time"] or (threads if on_cpu else 1))
 
     def train(self, name: str, epochs: int, before: int = 0, bar_line: int | None = None) -> None:
         """Train a candidate in this process and write its file; parameters as in `round` and `StageTrainer`."""

@@ -56,14 +56,7 @@ def members_by_data(targets: int, epochs: int) -> int:
 class TeacherChoice:
     """Trains the candidates for the teacher, and makes the mean of those that validation chooses.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Of the run; its ``backbone`` names several candidates.
-    data : Loaders
-        Of the run.
-    folder : RunFolder
-        Of the run. It holds the candidates' files until the teacher's own file is there.
+    Parameters as of `CandidateTraining`, whose files the folder holds until the teacher's own file is there.
     """
 
     def __init__(self, config: RunConfig, data: Loaders, folder: RunFolder) -> None:
@@ -105,7 +98,7 @@ class TeacherChoice:
 
     def kept(self, trials: Mapping[str, Trained]) -> Choice:
         """The candidates that are trained on."""
-        kept = choose_members({name: trained.states for name, trained in trials.items()}, self.most, least=self.most)
+        kept = self._choose(trials, least=self.most)
         self._log("first round", trials, kept)
         return kept
 
@@ -128,7 +121,7 @@ class TeacherChoice:
 
     def chosen(self, trained: Mapping[str, Trained]) -> Choice:
         """The members of the mean."""
-        choice = choose_members({name: candidate.states for name, candidate in trained.items()}, self.most)
+        choice = self._choose(trained)
         self._log("last round", trained, choice)
         return choice
 
@@ -155,6 +148,11 @@ class TeacherChoice:
             member.load_state_dict(trained[name].content["state_dict"])
         model.eval().weigh()
         return model, evaluate_mean(stage_config, model, self.data.for_stage(stage_config))
+
+    def _choose(self, trained: Mapping[str, Trained], least: int = 1) -> Choice:
+        states = {name: candidate.states for name, candidate in trained.items()}
+        alone = {name: candidate.result for name, candidate in trained.items()}
+        return choose_members(states, self.most, least, alone)
 
     def _log(self, title: str, trained: Mapping[str, Trained], choice: Choice) -> None:
         for step in choice.steps:

@@ -54,12 +54,7 @@ class TeacherStudy(ArmStudy):
     def run_job(values: dict[str, Any], reused: Sequence[tuple[str, str]] = ()) -> None:
         """Train the teachers of an arm, and write the scores of each user by each, as ``users.pth``.
 
-        Parameters
-        ----------
-        values : dict
-            Values of the run, its folder and its seed among them.
-        reused : sequence of (str, str)
-            Empty: these arms reuse nothing.
+        Parameters as of `ArmStudy.run_job`; these arms reuse nothing.
         """
         fast = values.get("every_position")
         run = Run(RunConfig({key: value for key, value in values.items() if key != "every_position"}))
@@ -136,11 +131,11 @@ def teacher_choice(study: ArmStudy, every_position: bool = False) -> dict[str, A
     teachers.run(arms)
     results = teachers.rows(CHOICE) | {name: teachers.rows(name)[ALONE] for name in named}
     comparison = compare_arms(results, CHOICE)
-    contents = teachers.contents(CHOICE)
-    comparison["members"] = [content["rows"][CHOICE]["weights"] for content in contents]
+    contents = {arm.name: teachers.contents(arm.name) for arm in arms}
+    comparison["members"] = [content["rows"][CHOICE]["weights"] for content in contents[CHOICE]]
     for name, row in comparison["arms"].items():
         arm, key = (name, ALONE) if name in named else (CHOICE, name)
-        row["recall"] = mean_and_error(torch.stack([c["rows"][key]["recall"] for c in teachers.contents(arm)]))
+        row["recall"] = mean_and_error(torch.stack([content["rows"][key]["recall"] for content in contents[arm]]))
     return comparison
 
 

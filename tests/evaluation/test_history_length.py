@@ -30,10 +30,16 @@ def test_a_cut_history_is_one_that_was_loaded_that_short(tiny, backbone):
     assert rows[0]["ndcg"] != rows[1]["ndcg"]
 
 
-def test_the_report_says_what_shorter_histories_cost(tmp_path):
+@pytest.mark.parametrize("teacher", [None, "LightSANs", "NextItNet"])
+def test_the_report_says_what_shorter_histories_cost(tmp_path, teacher):
+    """Models of RecBole may need histories that are padded to their own length."""
     histories = [[(start + step) % 30 + 1 for step in range(60)] for start in range(30)]
     folder = write_dataset(tmp_path, "long", histories)
     values = {**SMALL, **OLD_DEFAULTS, "MAX_ITEM_LIST_LENGTH": "auto", "data_path": str(folder)}
+    if teacher:
+        values = {"MAX_ITEM_LIST_LENGTH": 100, "data_path": str(folder), "teacher": teacher, "epochs": 1, "nodes": 2}
+        values |= {"candidates": 1, "candidate_sizes": None, "cost_budget": 0.5, "search_hidden_size": 8, "seed": 1}
+        values |= {"latency_repeats": 2, "show_progress": False}
     report = run_adarec(dataset="long", config_dict=values, run_dir=tmp_path / "run")
     assert [row["length"] for row in report["histories"]] == [50, 100]
     assert "## Shorter histories" in (tmp_path / "run/report.md").read_text()

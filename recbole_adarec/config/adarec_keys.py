@@ -265,8 +265,8 @@ SECTIONS: tuple[Section, ...] = (
         Key("sampled_items", INT, "Negatives that a sampled batch shares.", _all(4096), low=1),
     )),
     Section("Training", (
-        Key("epochs", INT, "Training epochs; of several teachers by default 8 to 24, by the number of "
-            "targets.", _trained(24) | {"search": 10}, low=0),
+        Key("epochs", INT, "Training epochs; by default fewer on large datasets, and of several teachers 8 to 24, by the "
+            "number of targets.", _trained(24) | {"search": 10}, low=0),
         Key("stopping_step", INT, "Epochs without a better valid_metric before stopping.", _trained(10), low=0),
         Key("train_batch_size", INT, "Targets (predicted interactions) of a batch: rows, as RecBole counts them.",
             _all(800), low=1),

@@ -14,7 +14,6 @@ from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.storage.files import plain, write_text
 
 CANDIDATES_FORMAT = "recbole-adarec-candidates/1"
-_FULL_EPOCH_TARGETS = 140_000  # with more of them in an epoch, candidates are trained for fewer epochs
 
 TrainCandidate = Callable[[Architecture, int], float]
 
@@ -90,21 +89,6 @@ def _train_candidates(
         unfinished.replace(path)
     distributed.barrier()
     return content
-
-
-def candidate_epochs(epochs: int, targets: int) -> int:
-    """Epochs of a candidate's training: fewer where an epoch has many targets, at least 1.
-
-    How well a training tells architectures apart depends on the number of targets that they were trained on.
-
-    Parameters
-    ----------
-    epochs : int
-        Epochs on a small dataset.
-    targets : int
-        Targets of an epoch; above 140,000 the epochs are fewer in proportion.
-    """
-    return max(1, round(epochs * min(1.0, _FULL_EPOCH_TARGETS / targets)))
 
 
 def best_of_each_size(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,7 +25,8 @@ from recbole_adarec.model.registry import get_model
 from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.stored import build_model
 from recbole_adarec.runs.candidate_training import CandidateTraining
-from recbole_adarec.runs.choice import candidate_epochs, choose_architecture, read_json
+from recbole_adarec.runs.choice import choose_architecture, read_json
+from recbole_adarec.runs.epochs import candidate_epochs, stage_epochs
 from recbole_adarec.runs.recbole_models import recbole_teacher, trained_baseline
 from recbole_adarec.runs.run_folder import RECBOLE_LOGS, RunFolder, default_folder
 from recbole_adarec.runs.stages import TrainStage, build_trainer, reuse_stage, run_stage, train_model
@@ -74,6 +75,7 @@ class Run:
         distributed.start(data_config["device"])
         self.data = load_data(data_config)
         config.set_history_length(data_config)
+        self._set_epochs()
         self._check_models({stage: config.stage(stage) for stage in STAGES})
         parent = data_config["checkpoint_dir"]
         folder = distributed.from_first(values["run_dir"] or default_folder(values["dataset"], parent))
@@ -130,6 +132,14 @@ class Run:
             return distributed.from_first(report) or {}
 
     # ------------------------------------------------------------------ stages
+
+    def _set_epochs(self) -> None:
+        """Give stages the epochs that suit the data, where the user gave none."""
+        config, targets = self.config, int(self.data.train._dataset.windows.length.sum())
+        for stage in STAGES:
+            chosen = stage == "teacher" and (config.candidates or config.teacher)  # these have epochs of their own
+            if not chosen and config.given(stage, "epochs") is None:
+                config.values[f"{stage}_epochs"] = stage_epochs(stage, config.stage(stage)["epochs"], targets)
 
     def _check_models(self, configs: dict[str, Any]) -> None:
         """Build each model once, so that what a model refuses is refused before anything is written."""

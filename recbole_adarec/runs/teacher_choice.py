@@ -15,42 +15,13 @@ from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import Loaders
 from recbole_adarec.evaluation.mean_weights import Choice, choose_members
 from recbole_adarec.runs.candidate_training import CandidateTraining, Trained, figures
+from recbole_adarec.runs.epochs import mean_members, teacher_epochs
 from recbole_adarec.runs.run_folder import RunFolder
 from recbole_adarec.runs.stages import item_tokens
 from recbole_adarec.storage.files import plain
 from recbole_adarec.trainer.teacher import evaluate_mean, evaluate_model
 
-_EPOCHS, _TARGETS_OF_AN_EPOCH = (8, 24), 11_000  # an epoch for each 11,000 targets of one, within these bounds ...
-_MOST_TARGETS = 8_000_000  # ... and at most as many epochs as have so many targets
 _TRIAL_SHARE = 1 / 8  # of the epochs
-_MEMBERS, _TARGETS_OF_A_MEMBER = (3, 5), 25_000  # a member for each 25,000 targets of an epoch, within these bounds ...
-_MOST_TARGETS_OF_ALL = 32_000_000  # ... and no more than are trained with so many targets
-
-
-def epochs_by_data(targets: int) -> int:
-    """The epochs of a candidate where none are given: the more data, the later a model has learned it by heart.
-
-    Parameters
-    ----------
-    targets : int
-        Targets of an epoch.
-    """
-    least, most = _EPOCHS
-    return max(min(max(targets // _TARGETS_OF_AN_EPOCH, least), most, _MOST_TARGETS // targets), 1)
-
-
-def members_by_data(targets: int, epochs: int) -> int:
-    """The most members of a mean where none are given: small data is trained quickly, large data within hours.
-
-    Parameters
-    ----------
-    targets : int
-        Targets of an epoch.
-    epochs : int
-        Epochs of a member.
-    """
-    least, most = _MEMBERS
-    return max(min(targets // _TARGETS_OF_A_MEMBER, _MOST_TARGETS_OF_ALL // (epochs * targets), most), least)
 
 
 class TeacherChoice:
@@ -64,8 +35,8 @@ class TeacherChoice:
         self.training = CandidateTraining(config, data, folder)
         self.candidates = self.training.candidates
         targets = int(data.train._dataset.windows.length.sum())
-        self.epochs: int = config.given("teacher", "epochs") or epochs_by_data(targets)
-        self.most: int = config.values["most_members"] or members_by_data(targets, self.epochs)
+        self.epochs: int = config.given("teacher", "epochs") or teacher_epochs(targets)
+        self.most: int = config.values["most_members"] or mean_members(targets, self.epochs)
         trial = config.values["trial_epochs"] or max(1, round(_TRIAL_SHARE * self.epochs))
         self.trial_epochs: int = min(trial, self.epochs)
 

@@ -155,20 +155,6 @@ def test_the_student_learns_from_the_layers_of_all_members(tiny):
     assert flow.shape[1] == 2 * len(content["config"]["members"])
 
 
-@pytest.mark.parametrize(
-    ("targets", "epochs"), [(500, 8), (97_000, 8), (131_000, 11), (280_000, 24), (1_000_000, 8), (20_000_000, 1)]
-)
-def test_epochs_by_data(targets, epochs):
-    assert teacher_choice.epochs_by_data(targets) == epochs
-
-
-@pytest.mark.parametrize(
-    ("targets", "epochs", "members"), [(500, 8, 3), (97_000, 8, 3), (131_000, 11, 5), (280_000, 24, 4), (10**6, 8, 4)]
-)
-def test_members_by_data(targets, epochs, members):
-    assert teacher_choice.members_by_data(targets, epochs) == members
-
-
 def test_a_stored_configuration_gives_the_same_candidates(tiny):
     run(tiny, "run", backbone="auto")
     stored = load_yaml(Path("run/config.yaml"))

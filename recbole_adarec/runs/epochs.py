@@ -1,0 +1,65 @@
+"""How long is trained where the user gives no epochs: the more targets an epoch has, the fewer epochs."""
+
+from __future__ import annotations
+
+_EPOCHS, _TARGETS_OF_AN_EPOCH = (8, 24), 11_000  # an epoch for each 11,000 targets of one, within these bounds ...
+_MOST_TARGETS = {"teacher": 8_000_000, "search": 4_000_000, "student": 8_000_000}  # ... or of the epochs of a stage
+_CANDIDATE_TARGETS = 140_000  # with more of them in an epoch, architectures are compared after fewer epochs
+_MEMBERS, _TARGETS_OF_A_MEMBER = (3, 5), 25_000  # a member for each 25,000 targets of an epoch, within these bounds ...
+_MOST_TARGETS_OF_MEMBERS = 32_000_000  # ... and no more than are trained with so many targets
+
+
+def stage_epochs(stage: str, epochs: int, targets: int) -> int:
+    """Epochs of a stage: fewer on large data, which is learned in fewer and would take hours, at least 1.
+
+    Parameters
+    ----------
+    stage : str
+        ``teacher``, ``search`` or ``student``.
+    epochs : int
+        Its epochs on small data.
+    targets : int
+        Targets of an epoch.
+    """
+    return max(min(epochs, round(_MOST_TARGETS[stage] / targets)), 1)
+
+
+def teacher_epochs(targets: int) -> int:
+    """Epochs of one of several teachers: the more data, the later a model has learned it by heart.
+
+    Parameters
+    ----------
+    targets : int
+        Targets of an epoch.
+    """
+    least, most = _EPOCHS
+    return stage_epochs("teacher", min(max(targets // _TARGETS_OF_AN_EPOCH, least), most), targets)
+
+
+def mean_members(targets: int, epochs: int) -> int:
+    """The most members of a mean of teachers: small data is trained quickly, large data within hours.
+
+    Parameters
+    ----------
+    targets : int
+        Targets of an epoch.
+    epochs : int
+        Epochs of a member.
+    """
+    least, most = _MEMBERS
+    return max(min(targets // _TARGETS_OF_A_MEMBER, _MOST_TARGETS_OF_MEMBERS // (epochs * targets), most), least)
+
+
+def candidate_epochs(epochs: int, targets: int) -> int:
+    """Epochs after which architectures are compared: fewer where an epoch has many targets, at least 1.
+
+    How well a training tells architectures apart depends on the number of targets that they were trained on.
+
+    Parameters
+    ----------
+    epochs : int
+        Epochs on a small dataset.
+    targets : int
+        Targets of an epoch; above 140,000 the epochs are fewer in proportion.
+    """
+    return max(1, round(epochs * min(1.0, _CANDIDATE_TARGETS / targets)))

@@ -259,14 +259,16 @@ SECTIONS: tuple[Section, ...] = (
             "validation.", _all(None), optional=True, low=0, high=1),
         Key("repeat_bias", NUMBER, "Added to the logits of items in the history; ~: by validation; 0: none.",
             _trained(None), optional=True),
+        Key("normalize_items", FLAG, "Whether items are scored by rows of one length, which is learned.",
+            {"teacher": False}),
         Key("item_loss", TEXT, "full, chunked (as exact, less memory), sampled, or auto: by catalog and memory.",
             _all("auto"), choices=ITEM_LOSSES),
         Key("sampled_above", INT, "Catalogs of more items are sampled by auto.", _all(10000), low=0),
         Key("sampled_items", INT, "Negatives that a sampled batch shares.", _all(4096), low=1),
     )),
     Section("Training", (
-        Key("epochs", INT, "Training epochs; by default fewer on large datasets, and of several teachers 8 to 24, by the "
-            "number of targets.", _trained(24) | {"search": 10}, low=0),
+        Key("epochs", INT, "Training epochs; by default fewer on large datasets, and of several teachers 8 to 24, by "
+            "the number of targets.", _trained(24) | {"search": 10}, low=0),
         Key("stopping_step", INT, "Epochs without a better valid_metric before stopping.", _trained(10), low=0),
         Key("train_batch_size", INT, "Targets (predicted interactions) of a batch: rows, as RecBole counts them.",
             _all(800), low=1),

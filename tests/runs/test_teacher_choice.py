@@ -17,7 +17,7 @@ from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.per_user import unserved_prior
-from recbole_adarec.runs import candidate_training, teacher_choice
+from recbole_adarec.runs import candidate_training
 from recbole_adarec.runs.pipeline import Run
 from recbole_adarec.storage.files import plain
 from recbole_adarec.storage.model_files import load_state

@@ -79,7 +79,8 @@ def _levels(config: Any, n_items: int, size: int, blocks: Blocks, tied: bool) ->
 
 def full_table(config: Any, dataset: Any, n_items: int, size: int, extra: int = 0) -> FullItemTable:
     """The full table of a configuration, with its priors; parameters as `build_item_table` and `FullItemTable`."""
-    return FullItemTable(n_items, size, extra, **_priors(config, dataset, n_items))
+    normalized = bool(config["normalize_items"])  # of teachers alone
+    return FullItemTable(n_items, size, extra, **_priors(config, dataset, n_items), normalized=normalized)
 
 
 def _priors(config: Any, dataset: Any, n_items: int) -> dict[str, Any]:

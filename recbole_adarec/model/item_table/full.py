@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from recbole_adarec.model.item_table.base import INIT_STD, ItemTable, TopK, by_p
 from recbole_adarec.model.item_table.budget import Blocks
 from recbole_adarec.model.item_table.quantization import QuantizedEmbedding
 from recbole_adarec.model.seen_items import SeenItems
+
+_LENGTH = 1.5  # of normalized rows at the start, about that of trained ones
 
 
 class LinearItemTable(ItemTable):
@@ -27,6 +30,10 @@ class LinearItemTable(ItemTable):
         """Embeddings of the items, each followed by its prior, ``[I, C + 1]``; scores states with `append_ones`."""
         return torch.cat([self.items, self.prior[:, None]], 1)
 
+    def scoring_rows(self, items: Tensor) -> Tensor:
+        """The rows of `items` of some items, ``[..., C]``."""
+        return self(items)
+
     def ids(self, block: int) -> Tensor:
         return torch.arange(1, self.n_items, device=self.prior.device)
 
@@ -38,7 +45,7 @@ class LinearItemTable(ItemTable):
         return scores if seen is None else seen.add_to(scores)
 
     def scores_of(self, states: Tensor, items: Tensor, seen: SeenItems | None = None) -> Tensor:
-        scores = (self(items) @ states[:, :, None]).squeeze(2) + self.served * self.prior[items]
+        scores = (self.scoring_rows(items) @ states[:, :, None]).squeeze(2) + self.served * self.prior[items]
         return scores if seen is None else scores + seen.among(items)
 
     def log_probability(self, states: Tensor, items: Tensor, seen: SeenItems | None = None) -> Tensor:
@@ -69,11 +76,16 @@ class FullItemTable(LinearItemTable):
         Blocks by popularity, with the codes that their rows become after training.
     counts : Tensor, optional
         Occurrences of each item in the training data, ``[I]``; needed with `blocks`.
+    normalized : bool
+        Items are scored by rows of one length, which is learned (NISER, Gupta et al., arXiv 1909.04276, section 3.2):
+        an item is not liked better for the length of its row, its popularity is in the prior.
 
     Attributes
     ----------
     embedding : nn.Embedding
         ``[I + extra, C]``.
+    log_length : nn.Parameter or None
+        Logarithm of the length of all rows where they are `normalized`, a scalar.
     cut : Blocks or None
         The `blocks`.
     """
@@ -88,8 +100,10 @@ class FullItemTable(LinearItemTable):
         served: float = 1.0,
         blocks: Blocks | None = None,
         counts: Tensor | None = None,
+        normalized: bool = False,
     ) -> None:
         super().__init__(n_items, size, prior, served)
+        self.log_length = nn.Parameter(torch.tensor(math.log(_LENGTH))) if normalized else None
         self.cut, self._by_popularity = blocks, by_popularity(n_items, counts)
         embedding = QuantizedEmbedding(n_items + extra, size, padding_idx=0)
         nn.init.normal_(embedding.weight, std=std)
@@ -112,11 +126,17 @@ class FullItemTable(LinearItemTable):
     @property
     def items(self) -> Tensor:
         """Embeddings of the items, ``[I, C]``."""
-        return self.embedding.weight[: self.n_items]
+        return self._scaled(self.embedding.weight[: self.n_items])
 
     def rows(self, items: Tensor) -> Tensor:
         """The rows of `matrix` of some items, ``[K]`` to ``[K, C + 1]``, with a gradient of these rows alone."""
-        return torch.cat([self.embedding(items), self.prior[items, None]], 1)
+        return torch.cat([self.scoring_rows(items), self.prior[items, None]], 1)
+
+    def scoring_rows(self, items: Tensor) -> Tensor:
+        return self._scaled(self.embedding(items))
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        return rows if self.log_length is None else F.normalize(rows, dim=-1) * self.log_length.exp()
 
     def forward(self, items: Tensor) -> Tensor:
         return self.embedding(items)
@@ -126,7 +146,7 @@ class FullItemTable(LinearItemTable):
 
     @torch.no_grad()
     def start_from(self, rows: Tensor) -> None:
-        self.items.copy_(rows)
+        self.embedding.weight[: self.n_items].copy_(rows)
 
     def quantize(self) -> bool:
         if self.cut is None or not self.cut.codes:

@@ -46,6 +46,7 @@ def adaptive(tied=True, cut=CUT, items=ITEMS, size=SIZE, prior=True):
 
 TABLES = {
     "full": lambda: FullItemTable(ITEMS, SIZE, std=1.0, prior=prior_of(), served=0.75).double(),
+    "normalized": lambda: FullItemTable(ITEMS, SIZE, std=1.0, prior=prior_of(), served=0.75, normalized=True).double(),
     "tied": adaptive,
     "untied": lambda: adaptive(tied=False),
     "no wide head": lambda: adaptive(cut=Blocks((5, 34), (3, 2))),
@@ -95,6 +96,19 @@ def test_seen_items_have_the_bias_against_the_others_of_their_softmax(table):
         torch.testing.assert_close(change, change[:, :1].expand_as(change))
         columns = table.seen_in_block(seen, block).add_to(torch.zeros(len(h), len(ids), dtype=torch.double))
         torch.testing.assert_close(columns, bias)
+
+
+def test_normalized_rows_score_with_one_length_that_is_learned():
+    table, h = TABLES["normalized"](), states()
+    items = torch.randint(1, ITEMS, (6,))
+    assert torch.equal(table.rows(items), table.matrix[items])
+    torch.testing.assert_close(table.items[1:].norm(dim=1), table.log_length.exp().expand(ITEMS - 1))
+    scores = table.scores(h)
+    with torch.no_grad():
+        table.embedding.weight *= torch.rand(ITEMS, 1) + 0.5
+    torch.testing.assert_close(table.scores(h), scores)
+    table.log_probability(h, items).sum().backward()
+    assert table.log_length.grad != 0
 
 
 def test_embeddings_keep_their_shape_and_gradients(table):

@@ -38,9 +38,10 @@ def build_mean(data, weights=WEIGHTS, **values):
     return mean, config
 
 
+@pytest.mark.parametrize("normalized", [False, True])
 @torch.no_grad()
-def test_its_logits_are_the_weighted_sum_of_its_members_logits(ml100k):
-    mean, _ = build_mean(ml100k)
+def test_its_logits_are_the_weighted_sum_of_its_members_logits(ml100k, normalized):
+    mean, _ = build_mean(ml100k, normalize_items=normalized)
     assert isinstance(mean, TeacherMean)
     rows = ml100k.test._dataset[torch.arange(20)]
     expected = sum(

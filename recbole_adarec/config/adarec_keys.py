@@ -197,10 +197,10 @@ SECTIONS: tuple[Section, ...] = (
             low=1e-3),
         Key("candidate_sizes", (list,), "Hidden sizes of candidates; ~: hidden_size alone.",
             {"search": [32, 48, 64]}, optional=True, each=INT, each_low=1, nonempty=True),
-        Key("candidate_epochs", INT, "Epochs that each candidate is trained; fewer on large datasets.", {"search": 2},
-            low=1),
+        Key("candidate_epochs", INT, "Epochs that each candidate is trained; fewer on large datasets, down to a part "
+            "of one.", {"search": 2}, low=1),
         Key("finalist_epochs", INT, "Epochs that the best of each size is trained to choose the size; fewer on large "
-            "datasets.", {"search": 6}, low=1),
+            "datasets, down to a part of one.", {"search": 6}, low=1),
     )),
     Section("The student", (
         Key("architecture", (str, dict), "Architecture file; given for a run, it is trained without a search.",

@@ -50,10 +50,11 @@ def mean_members(targets: int, epochs: int) -> int:
     return max(min(targets // _TARGETS_OF_A_MEMBER, _MOST_TARGETS_OF_MEMBERS // (epochs * targets), most), least)
 
 
-def candidate_epochs(epochs: int, targets: int) -> int:
-    """Epochs after which architectures are compared: fewer where an epoch has many targets, at least 1.
+def candidate_training(epochs: int, targets: int) -> tuple[int, float]:
+    """Epochs after which architectures are compared, and the share of the windows that these train.
 
-    How well a training tells architectures apart depends on the number of targets that they were trained on.
+    How well a training tells architectures apart depends on the number of targets that they were trained on: where an
+    epoch has many, the epochs are fewer, down to one of a part of the windows.
 
     Parameters
     ----------
@@ -62,4 +63,5 @@ def candidate_epochs(epochs: int, targets: int) -> int:
     targets : int
         Targets of an epoch; above 140,000 the epochs are fewer in proportion.
     """
-    return max(1, round(epochs * min(1.0, _CANDIDATE_TARGETS / targets)))
+    wanted = epochs * min(1.0, _CANDIDATE_TARGETS / targets)
+    return max(1, round(wanted)), min(1.0, wanted)

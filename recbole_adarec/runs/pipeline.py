@@ -26,7 +26,7 @@ from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.stored import build_model
 from recbole_adarec.runs.candidate_training import CandidateTraining
 from recbole_adarec.runs.choice import choose_architecture, read_json
-from recbole_adarec.runs.epochs import candidate_epochs, stage_epochs
+from recbole_adarec.runs.epochs import candidate_training, stage_epochs
 from recbole_adarec.runs.recbole_models import recbole_teacher, trained_baseline
 from recbole_adarec.runs.run_folder import RECBOLE_LOGS, RunFolder, default_folder
 from recbole_adarec.runs.stages import TrainStage, build_trainer, reuse_stage, run_stage, train_model
@@ -230,9 +230,11 @@ class Run:
         """Validation log-likelihood of a candidate after a short training as a student, from new weights."""
         self.architecture = candidate
         targets = int(self.data.train._dataset.windows.length.sum())
-        config = self._stage_config("student", epochs=candidate_epochs(epochs, targets), init_from_supernet=False)
+        epochs, share = candidate_training(epochs, targets)
+        config = self._stage_config("student", epochs=epochs, init_from_supernet=False)
         init_seed(config["seed"], config["reproducibility"])
         trainer = self._build_trainer(config, data := self.data.for_stage(config))
+        trainer.window_share = share
         trainer.start_repeat_bias(self.data.valid)
         trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
         trainer.model.item_table.quantize()

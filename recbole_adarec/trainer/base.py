@@ -74,6 +74,8 @@ class StageTrainer(Trainer):
         Codebooks that are trained in place of the rows of the item table; empty until the table is quantized.
     first_epoch : int
         Epoch in which the learning rate schedule began.
+    window_share : float
+        Share of the windows that are trained, drawn once; 1 by default.
     bar_line : int, optional
         Line of the progress bar below the cursor, where other processes show theirs; it is removed at the end.
 
@@ -86,6 +88,7 @@ class StageTrainer(Trainer):
     stage = "training"
     codebooks: Sequence[Tensor] = ()
     first_epoch = 0
+    window_share = 1.0
     bar_line: int | None = None
 
     def __init__(self, config: Any, model: Any) -> None:
@@ -134,7 +137,11 @@ class StageTrainer(Trainer):
 
     def windows(self, train_data: Any) -> Tensor:
         """Indices of the windows of an epoch, int64 ``[W]``."""
-        return torch.arange(len(train_data._dataset))
+        count = len(train_data._dataset)
+        if self.window_share == 1:
+            return torch.arange(count)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.config["seed"]))
+        return order[: max(round(self.window_share * count), 1)]
 
     # ------------------------------------------------------------------ the optimizer
 

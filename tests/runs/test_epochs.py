@@ -6,8 +6,8 @@ from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.runs import epochs
 from recbole_adarec.runs.pipeline import Run
-
-from ..helpers import SMALL
+from recbole_adarec.trainer.base import StageTrainer
+from tests.helpers import SMALL, WITH_CHOICE
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,33 @@ def test_a_stage_of_more_data_is_not_trained_on_much_more_of_it(stage):
     assert trained == sorted(trained, reverse=True)
     assert trained[0] == 24 and trained[-1] == 1
     assert all(number == 1 or number * count <= 12_000_000 for number, count in zip(trained, targets, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"), [(50_000, (6, 1.0)), (280_000, (3, 1.0)), (980_000, (1, 6 / 7)), (8_400_000, (1, 0.1))]
+)
+def test_architectures_are_compared_after_as_many_targets(targets, expected):
+    assert epochs.candidate_training(6, targets) == pytest.approx(expected)
+
+
+def test_the_choice_on_large_data_trains_a_part_of_it_and_the_student_all(tiny, monkeypatch):
+    monkeypatch.setattr(epochs, "_CANDIDATE_TARGETS", 20)
+    trained, windows = [], StageTrainer.windows
+
+    def recorded(self, train_data):
+        index = windows(self, train_data)
+        assert len(index.unique()) == len(index) > 0
+        trained.append((self.window_share, len(index) / len(train_data._dataset), index))
+        return index
+
+    monkeypatch.setattr(StageTrainer, "windows", recorded)
+    values = {**WITH_CHOICE, "data_path": str(tiny), "run_dir": "run"}
+    Run(RunConfig(resolve_user_config("tiny", None, values))).train()
+    parts = [(share, index) for share, count, index in trained if share < 1 and count < 1]
+    assert parts and len(trained) > len(parts)
+    first = dict(reversed(parts))
+    assert all(index.equal(first[share]) for share, index in parts), "all candidates have the same windows"
+    assert trained[-1][:2] == (1, 1)
 
 
 @pytest.mark.parametrize("given", [{}, {"epochs": 3}, {"student_epochs": 3}])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from logging import getLogger
 from pathlib import Path
@@ -72,6 +74,27 @@ class CandidateTraining:
     def __init__(self, config: RunConfig, data: Loaders, folder: RunFolder) -> None:
         self.config, self.data, self.folder = config, data, folder
         self.candidates = dict(zip(candidate_names(config.candidates), config.candidates, strict=True))
+        self._open: ExitStack | None = None
+        self._pool: ProcessPoolExecutor | None = None
+
+    @contextmanager
+    def processes(self) -> Iterator[None]:
+        """Keep the processes of a round for the rounds after it: to start one and load its data takes seconds."""
+        with ExitStack() as self._open:
+            try:
+                yield
+            finally:
+                self._open = self._pool = None
+
+    @contextmanager
+    def _workers(self, number: int) -> Iterator[ProcessPoolExecutor]:
+        if self._open is None:
+            with distributed.worker_pool(number) as pool:
+                yield pool
+            return
+        if self._pool is None:
+            self._pool = self._open.enter_context(distributed.worker_pool(number))
+        yield self._pool
 
     def round(self, names: Iterable[str], epochs: int, before: int = 0) -> dict[str, Trained]:
         """Train candidates, on from an earlier round.
@@ -97,7 +120,7 @@ class CandidateTraining:
         if workers > 1:
             values = pickle.dumps(self.config.values | {"threads": max(1, threads // workers)})
             train = partial(_train_in_worker, values, self.folder.path, self.folder.log)
-            with distributed.worker_pool(workers) as pool:
+            with self._workers(workers) as pool:
                 futures = [pool.submit(train, name, epochs, before, line) for line, name in enumerate(missing)]
                 for name, future in zip(missing, futures, strict=True):
                     try:

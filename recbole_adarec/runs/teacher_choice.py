@@ -48,9 +48,10 @@ class TeacherChoice:
         stage_config : recbole.config.Config
             Of the stage ``teacher``; it is given the members.
         """
-        first = self.trial()
-        kept = self.kept(first)
-        last = self.finished({name: first[name] for name in kept.weights})
+        with self.training.processes():
+            first = self.trial()
+            kept = self.kept(first)
+            last = self.finished({name: first[name] for name in kept.weights})
         choice = self.chosen(last)
         model, results = self.mean(stage_config, last, choice.weights)
         trained = first | last

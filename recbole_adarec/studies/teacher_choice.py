@@ -145,9 +145,10 @@ def _means(run: Run) -> Iterator[tuple[str, Any, dict[str, float]]]:
     Every candidate is trained to its end.
     """
     choice = TeacherChoice(run.config, run.data, run.folder)
-    trials = choice.trial()
-    kept = choice.kept(trials)
-    trained = choice.finished(trials)
+    with choice.training.processes():
+        trials = choice.trial()
+        kept = choice.kept(trials)
+        trained = choice.finished(trials)
     states = {name: candidate.states for name, candidate in trained.items()}
     chosen = choice.chosen({name: trained[name] for name in kept.weights}).weights
     rows = {CHOICE: chosen, **{name: {name: 1.0} for name in trained}}

@@ -160,7 +160,7 @@ def test_candidates_train_for_fewer_epochs_where_an_epoch_has_many_targets(tiny,
     monkeypatch.setattr(pipeline.Run, "_build_trainer", record_epochs)
     values = {**WITH_CHOICE, "data_path": str(tiny), "candidates": 1, "candidate_epochs": 4, "finalist_epochs": 6}
     for targets, expected in ((10**6, [4, 4, 6, 6, 2]), (1, [1, 1, 1, 1, 2])):  # the last is the student
-        monkeypatch.setattr("recbole_adarec.runs.choice._FULL_EPOCH_TARGETS", targets)
+        monkeypatch.setattr("recbole_adarec.runs.epochs._CANDIDATE_TARGETS", targets)
         run_adarec("tiny", config_dict=values, run_dir=tmp_path / str(targets))
         assert epochs == expected
         epochs.clear()

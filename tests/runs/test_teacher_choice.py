@@ -11,7 +11,7 @@ import pytest
 import torch
 from recbole.utils import get_model
 
-from recbole_adarec import run_adarec
+from recbole_adarec import distributed, run_adarec
 from recbole_adarec.config.candidates import teacher_candidates
 from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.config.run_config import RunConfig
@@ -74,9 +74,14 @@ def test_an_interrupted_choice_continues_with_the_same_figures(tiny, monkeypatch
     assert figures("broken") == figures("whole")
 
 
-def test_candidates_side_by_side_give_the_figures_of_one_after_the_other(tiny):
+def test_candidates_side_by_side_give_the_figures_of_one_after_the_other(tiny, monkeypatch):
+    pools, worker_pool = [], distributed.worker_pool
+    monkeypatch.setattr(distributed, "worker_pool", lambda number: pools.append(number) or worker_pool(number))
     run(tiny, "alone")
+    assert not pools
     run(tiny, "together", teachers_at_a_time=2)  # with one thread, as alone
+    assert pools == [2], "both rounds have the same processes"
+    assert not multiprocessing.active_children()
     assert figures("together") == figures("alone")
     assert Path("together/log.txt").read_text().count(": epochs 1 to 1") == len(NAMES)
 

@@ -14,7 +14,7 @@ from recbole_adarec.model.item_table.budget import Blocks
 from recbole_adarec.model.item_table.quantization import QuantizedEmbedding
 from recbole_adarec.model.seen_items import SeenItems
 
-_LENGTH = 1.5  # of normalized rows at the start, about that of trained ones
+_LENGTH = 1.5  # of normalized rows at the start
 
 
 class LinearItemTable(ItemTable):
@@ -77,7 +77,7 @@ class FullItemTable(LinearItemTable):
     counts : Tensor, optional
         Occurrences of each item in the training data, ``[I]``; needed with `blocks`.
     normalized : bool
-        Items are scored by rows of one length, which is learned (NISER, Gupta et al., arXiv 1909.04276, section 3.2):
+        Items are scored by rows of one length, which is learned (NISER, Gupta et al., arXiv 1909.04276):
         an item is not liked better for the length of its row, its popularity is in the prior.
 
     Attributes

@@ -13,6 +13,7 @@ from typing import Any
 
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import Loaders
+from recbole_adarec.evaluation.kept_states import KeptStates
 from recbole_adarec.evaluation.mean_weights import Choice, choose_members
 from recbole_adarec.runs.candidate_training import CandidateTraining, Trained, figures
 from recbole_adarec.runs.epochs import mean_members, teacher_epochs
@@ -53,15 +54,18 @@ class TeacherChoice:
             kept = self.kept(first)
             last = self.finished({name: first[name] for name in kept.weights})
         choice = self.chosen(last)
-        model, results = self.mean(stage_config, last, choice.weights)
+        model = self.mean(stage_config, last, choice.weights)
         trained = first | last
+        with KeptStates().of(dict(zip(choice.weights, model.members, strict=True))):
+            results = self.evaluated(stage_config, model)
+            records = self._records(trained, kept, choice, model)
         return model, {
             **results,
             "epochs": sum(candidate.content["epochs"] for candidate in trained.values()),
             "history": [],
             "n_users": self.data.dataset.user_num,
             "item_tokens": item_tokens(self.data),
-            "candidates": self._records(trained, kept, choice, model),
+            "candidates": records,
         }
 
     def trial(self) -> dict[str, Trained]:
@@ -97,10 +101,8 @@ class TeacherChoice:
         self._log("last round", trained, choice)
         return choice
 
-    def mean(
-        self, stage_config: Any, trained: Mapping[str, Trained], weights: Mapping[str, float]
-    ) -> tuple[Any, dict[str, Any]]:
-        """The mean of candidates, and its metrics.
+    def mean(self, stage_config: Any, trained: Mapping[str, Trained], weights: Mapping[str, float]) -> Any:
+        """The mean of candidates, in evaluation mode.
 
         Parameters
         ----------
@@ -119,7 +121,11 @@ class TeacherChoice:
         for member, name in zip(model.members, weights, strict=True):
             member.load_state_dict(trained[name].content["state_dict"])
         model.eval().weigh()
-        return model, evaluate_mean(stage_config, model, self.data.for_stage(stage_config))
+        return model
+
+    def evaluated(self, stage_config: Any, mean: Any) -> dict[str, dict[str, float]]:
+        """Metrics of a mean, whose repeat bias and prior scale are fitted; parameters as `evaluate_mean`."""
+        return evaluate_mean(stage_config, mean, self.data.for_stage(stage_config))
 
     def _choose(self, trained: Mapping[str, Trained], least: int = 1) -> Choice:
         states = {name: candidate.states for name, candidate in trained.items()}

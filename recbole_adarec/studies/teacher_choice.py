@@ -12,6 +12,7 @@ from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.dataset import AUTO_LENGTH, item_counts
 from recbole_adarec.data.loading import Loaders
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.evaluation.kept_states import KeptStates
 from recbole_adarec.evaluation.mean_weights import choose_members
 from recbole_adarec.evaluation.per_user import user_scores
 from recbole_adarec.evaluation.profile import count_parameters
@@ -147,10 +148,10 @@ def _means(run: Run) -> Iterator[tuple[str, Any, dict[str, float]]]:
     choice = TeacherChoice(run.config, run.data, run.folder)
     with choice.training.processes():
         trials = choice.trial()
-        kept = choice.kept(trials)
+        members = choice.kept(trials).weights
         trained = choice.finished(trials)
     states = {name: candidate.states for name, candidate in trained.items()}
-    chosen = choice.chosen({name: trained[name] for name in kept.weights}).weights
+    chosen = choice.chosen({name: trained[name] for name in members}).weights
     rows = {CHOICE: chosen, **{name: {name: 1.0} for name in trained}}
     rows["no temperatures"] = dict.fromkeys(chosen, 1 / len(chosen))
     rows["mean of all"] = choose_members(states, len(states), least=len(states)).weights
@@ -159,8 +160,13 @@ def _means(run: Run) -> Iterator[tuple[str, Any, dict[str, float]]]:
         others = {name: states[name] for name in states if kinds[name] != kind}
         if others:
             rows[f"without {kind}"] = choose_members(others, choice.most).weights
+    kept = KeptStates()
     for name, weights in rows.items():
-        yield name, choice.mean(run.config.stage("teacher"), trained, weights)[0], weights
+        stage_config = run.config.stage("teacher")
+        model = choice.mean(stage_config, trained, weights)
+        with kept.of(dict(zip(weights, model.members, strict=True))):
+            choice.evaluated(stage_config, model)
+            yield name, model, weights
     yield POPULARITY, _Popularity(run.data), {}
 
 

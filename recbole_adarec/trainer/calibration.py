@@ -21,6 +21,7 @@ import torch
 from recbole.utils import calculate_valid_score
 
 from recbole_adarec import distributed
+from recbole_adarec.evaluation.kept_states import KeptStates
 from recbole_adarec.evaluation.per_user import unserved_prior
 
 _ROWS = 2048  # of the validation data, enough for the mean probability of seen items
@@ -117,9 +118,10 @@ def choose_served_prior(trainer: Any, valid_data: Any, valid: dict[str, float]) 
     if trainer.config["served_prior"] is not None or not table.prior.any():
         return valid
     results = {1.0: valid}
-    for scale in _PRIOR_SCALES:
-        table.served.fill_(scale)
-        results[scale] = dict(trainer.evaluate(valid_data, load_best_model=False))
+    with KeptStates().of({"": trainer.model.eval()}):
+        for scale in _PRIOR_SCALES:
+            table.served.fill_(scale)
+            results[scale] = dict(trainer.evaluate(valid_data, load_best_model=False))
     scores = {scale: calculate_valid_score(result, trainer.valid_metric) for scale, result in results.items()}
     best = (max if trainer.valid_metric_bigger else min)(scores, key=lambda scale: scores[scale])
     table.served.fill_(best)

@@ -68,12 +68,16 @@ class CandidateTraining:
     Attributes
     ----------
     candidates : dict
-        The values of each candidate, by its name.
+        The values of each candidate, by its name; of those with a second seed too.
+    second_seeds : dict of str to str
+        By the name of a candidate, that of the same one with another seed; none for models of RecBole.
     """
 
     def __init__(self, config: RunConfig, data: Loaders, folder: RunFolder) -> None:
         self.config, self.data, self.folder = config, data, folder
-        self.candidates = dict(zip(candidate_names(config.candidates), config.candidates, strict=True))
+        named = dict(zip(candidate_names(config.candidates), config.candidates, strict=True))
+        self.second_seeds = {name: f"{name}-seed2" for name, row in named.items() if "teacher" not in row}
+        self.candidates = named | {again: named[name] for name, again in self.second_seeds.items()}
         self._open: ExitStack | None = None
         self._pool: ProcessPoolExecutor | None = None
 

@@ -50,6 +50,17 @@ def mean_members(targets: int, epochs: int) -> int:
     return max(min(targets // _TARGETS_OF_A_MEMBER, _MOST_TARGETS_OF_MEMBERS // (epochs * targets), most), least)
 
 
+def has_second_seeds(targets: int) -> bool:
+    """Whether a place that no candidate earns in a mean of teachers goes to another seed of one that does.
+
+    Parameters
+    ----------
+    targets : int
+        Targets of an epoch; with too many for all epochs of a teacher, there is no time for more teachers either.
+    """
+    return targets * _EPOCHS[1] <= _MOST_TARGETS["teacher"]
+
+
 def candidate_training(epochs: int, targets: int) -> tuple[int, float]:
     """Epochs after which architectures are compared, and the share of the windows that these train.
 

@@ -2,27 +2,49 @@
 
 All candidates are trained for a part of the epochs. Those that a mean needs are trained on, the others are dropped
 (successive halving, Jamieson and Talwalkar, AISTATS 2016, arXiv 1502.07943, in two rounds). Each round has a whole
-learning rate schedule, so that what is compared has settled.
+learning rate schedule, so that what is compared has settled. A place in the mean that none of them earns goes to
+another seed of one that has a place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from logging import getLogger
-from typing import Any
+from typing import Any, NamedTuple
 
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import Loaders
 from recbole_adarec.evaluation.kept_states import KeptStates
 from recbole_adarec.evaluation.mean_weights import Choice, choose_members
 from recbole_adarec.runs.candidate_training import CandidateTraining, Trained, figures
-from recbole_adarec.runs.epochs import mean_members, teacher_epochs
+from recbole_adarec.runs.epochs import has_second_seeds, mean_members, teacher_epochs
 from recbole_adarec.runs.run_folder import RunFolder
 from recbole_adarec.runs.stages import item_tokens
 from recbole_adarec.storage.files import plain
 from recbole_adarec.trainer.teacher import evaluate_mean, evaluate_model
 
 _TRIAL_SHARE = 1 / 8  # of the epochs
+
+
+class Outcome(NamedTuple):
+    """What the rounds gave.
+
+    Attributes
+    ----------
+    trials : dict of str to Trained
+        All candidates after the first round.
+    kept : Choice
+        Those that were trained on.
+    trained : dict of str to Trained
+        These after all their epochs, and second seeds.
+    choice : Choice
+        The members of the mean.
+    """
+
+    trials: dict[str, Trained]
+    kept: Choice
+    trained: dict[str, Trained]
+    choice: Choice
 
 
 class TeacherChoice:
@@ -40,6 +62,7 @@ class TeacherChoice:
         self.most: int = config.values["most_members"] or mean_members(targets, self.epochs)
         trial = config.values["trial_epochs"] or max(1, round(_TRIAL_SHARE * self.epochs))
         self.trial_epochs: int = min(trial, self.epochs)
+        self.has_second_seeds = has_second_seeds(targets)
 
     def teacher(self, stage_config: Any) -> tuple[Any, dict[str, Any]]:
         """The teacher and what its model file holds besides the weights.
@@ -49,36 +72,47 @@ class TeacherChoice:
         stage_config : recbole.config.Config
             Of the stage ``teacher``; it is given the members.
         """
-        with self.training.processes():
-            first = self.trial()
-            kept = self.kept(first)
-            last = self.finished({name: first[name] for name in kept.weights})
-        choice = self.chosen(last)
-        model = self.mean(stage_config, last, choice.weights)
-        trained = first | last
-        with KeptStates().of(dict(zip(choice.weights, model.members, strict=True))):
+        outcome = self.train()
+        model = self.mean(stage_config, outcome.trained, outcome.choice.weights)
+        with KeptStates().of(dict(zip(outcome.choice.weights, model.members, strict=True))):
             results = self.evaluated(stage_config, model)
-            records = self._records(trained, kept, choice, model)
+            records = self._records(outcome, model)
         return model, {
             **results,
-            "epochs": sum(candidate.content["epochs"] for candidate in trained.values()),
+            "epochs": sum(record["epochs"] for record in records),
             "history": [],
             "n_users": self.data.dataset.user_num,
             "item_tokens": item_tokens(self.data),
             "candidates": records,
         }
 
-    def trial(self) -> dict[str, Trained]:
-        """All candidates, trained for a part of the epochs."""
-        return self.training.round(self.candidates, self.trial_epochs)
+    def train(self, dropped_too: bool = False) -> Outcome:
+        """Train the candidates and choose the members.
 
-    def kept(self, trials: Mapping[str, Trained]) -> Choice:
-        """The candidates that are trained on."""
-        kept = self._choose(trials, least=self.most)
-        self._log("first round", trials, kept)
-        return kept
+        Parameters
+        ----------
+        dropped_too : bool
+            Train those that are dropped after the first round to their end as well, for comparison.
+        """
+        names = [name for name in self.candidates if name not in self.training.second_seeds.values()]
+        with self.training.processes():
+            trials = self.training.round(names, self.trial_epochs)
+            kept = self._choose("first round", trials, least=self.most)
+            trained = self._finished({name: trials[name] for name in (names if dropped_too else kept.weights)})
+            eligible = {name: trained[name] for name in kept.weights}
+            choice = self._choose("last round", eligible)
+            if more := self._second_seeds(choice):
+                seeds = self.training.round(more, self.epochs)
+                choice = self._choose("second seeds", eligible | seeds)
+                trained |= seeds
+        return Outcome(trials, kept, trained, choice)
 
-    def finished(self, trials: Mapping[str, Trained]) -> dict[str, Trained]:
+    def _second_seeds(self, choice: Choice) -> list[str]:
+        """Second seeds of members, the most likely first, for the places that are left."""
+        again = [self.training.second_seeds[name] for name in choice.weights if name in self.training.second_seeds]
+        return again[: self.most - len(choice.weights)] if self.has_second_seeds else []
+
+    def _finished(self, trials: Mapping[str, Trained]) -> dict[str, Trained]:
         """Candidates after the rest of their epochs; each as before only if it was likelier and ranked better.
 
         Likelihood and ranking part in a long training: on Beauty, from 2 epochs to 13, the log-likelihood fell from
@@ -94,12 +128,6 @@ class TeacherChoice:
             if likelier and bool(old.ndcg.mean() > new.ndcg.mean()):
                 finished[name] = trials[name]
         return finished
-
-    def chosen(self, trained: Mapping[str, Trained]) -> Choice:
-        """The members of the mean."""
-        choice = self._choose(trained)
-        self._log("last round", trained, choice)
-        return choice
 
     def mean(self, stage_config: Any, trained: Mapping[str, Trained], weights: Mapping[str, float]) -> Any:
         """The mean of candidates, in evaluation mode.
@@ -127,22 +155,23 @@ class TeacherChoice:
         """Metrics of a mean, whose repeat bias and prior scale are fitted; parameters as `evaluate_mean`."""
         return evaluate_mean(stage_config, mean, self.data.for_stage(stage_config))
 
-    def _choose(self, trained: Mapping[str, Trained], least: int = 1) -> Choice:
+    def _choose(self, title: str, trained: Mapping[str, Trained], least: int = 1) -> Choice:
+        """The members of a mean of candidates, with a line in the log for each step."""
         states = {name: candidate.states for name, candidate in trained.items()}
         alone = {name: candidate.result for name, candidate in trained.items()}
-        return choose_members(states, self.most, least, alone)
-
-    def _log(self, title: str, trained: Mapping[str, Trained], choice: Choice) -> None:
+        choice = choose_members(states, self.most, least, alone)
         for step in choice.steps:
             getLogger().info(f"{title}: {step}")
         weights = ", ".join(f"{name} {weight:.3f}" for name, weight in choice.weights.items())
         getLogger().info(f"{title}: of {', '.join(trained)}: {weights}; {figures(choice.mean)}")
+        return choice
 
-    def _records(self, trained: Mapping[str, Trained], kept: Choice, choice: Choice, mean: Any) -> list[dict[str, Any]]:
+    def _records(self, outcome: Outcome, mean: Any) -> list[dict[str, Any]]:
         """A row for each candidate: how long it was trained, how likely, and what became of it."""
-        members = dict(zip(choice.weights, mean.members, strict=True))
+        weights = outcome.choice.weights
+        members = dict(zip(weights, mean.members, strict=True))
         rows = []
-        for name, candidate in trained.items():
+        for name, candidate in (outcome.trials | outcome.trained).items():
             row: dict[str, Any] = {
                 "name": name,
                 "values": self.candidates[name],
@@ -150,8 +179,8 @@ class TeacherChoice:
                 "seconds": round(candidate.content["seconds"], 1),
                 "log_likelihood": float(candidate.result.log_likelihood.mean()),
                 "temperature": 1 / candidate.result.scale,
-                "weight": choice.weights.get(name),
-                "dropped": None if name in members else _why(name, kept, choice),
+                "weight": weights.get(name),
+                "dropped": None if name in members else _why(name, outcome),
             }
             if name in members:
                 config = self.config.candidate(self.candidates[name])
@@ -160,8 +189,8 @@ class TeacherChoice:
         return rows
 
 
-def _why(name: str, kept: Choice, choice: Choice) -> str:
+def _why(name: str, outcome: Outcome) -> str:
     """When a candidate was dropped, and why."""
-    if name in kept.left_out:
-        return f"after first round: {kept.left_out[name]}"
-    return f"after last round: {choice.left_out[name]}"
+    if name in outcome.kept.left_out:
+        return f"after first round: {outcome.kept.left_out[name]}"
+    return f"after last round: {outcome.choice.left_out[name]}"

@@ -146,15 +146,14 @@ def _means(run: Run) -> Iterator[tuple[str, Any, dict[str, float]]]:
     Every candidate is trained to its end.
     """
     choice = TeacherChoice(run.config, run.data, run.folder)
-    with choice.training.processes():
-        trials = choice.trial()
-        members = choice.kept(trials).weights
-        trained = choice.finished(trials)
+    outcome = choice.train(dropped_too=True)
+    trained, chosen = outcome.trained, outcome.choice.weights
     states = {name: candidate.states for name, candidate in trained.items()}
-    chosen = choice.chosen({name: trained[name] for name in members}).weights
-    rows = {CHOICE: chosen, **{name: {name: 1.0} for name in trained}}
+    first = {name: states[name] for name in outcome.trials}
+    rows = {CHOICE: chosen, **{name: {name: 1.0} for name in first}}
     rows["no temperatures"] = dict.fromkeys(chosen, 1 / len(chosen))
-    rows["mean of all"] = choose_members(states, len(states), least=len(states)).weights
+    rows["no second seeds"] = choose_members({name: first[name] for name in outcome.kept.weights}, choice.most).weights
+    rows["mean of all"] = choose_members(first, len(first), least=len(first)).weights
     kinds = {name: str(row.get("backbone", row.get("teacher"))) for name, row in choice.candidates.items()}
     for kind in dict.fromkeys(kinds.values()):
         others = {name: states[name] for name in states if kinds[name] != kind}

@@ -32,8 +32,8 @@ def test_the_table_has_the_choice_its_parts_and_models_of_recbole(result):
     folder, content, _ = result
     rows = content["arms"]
     assert list(rows) == [
-        "auto", "CausalBSARec", "LRURec", "NextItNet", "no temperatures", "mean of all", "without CausalBSARec",
-        "without LRURec", "without NextItNet", "popularity", "SASRec", "LightSANs",
+        "auto", "CausalBSARec", "LRURec", "NextItNet", "no temperatures", "no second seeds", "mean of all",
+        "without CausalBSARec", "without LRURec", "without NextItNet", "popularity", "SASRec", "LightSANs",
     ]  # fmt: skip
     assert all(1 <= len(members) <= 2 for members in content["members"])
     assert (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 _EPOCHS, _TARGETS_OF_AN_EPOCH = (8, 24), 11_000  # an epoch for each 11,000 targets of one, within these bounds ...
-_MOST_TARGETS = {"teacher": 8_000_000, "search": 4_000_000, "student": 8_000_000}  # ... or of the epochs of a stage
-_CANDIDATE_TARGETS = 140_000  # with more of them in an epoch, architectures are compared after fewer epochs
+_MOST_TARGETS = {"teacher": 6_800_000, "search": 4_000_000, "student": 6_000_000}  # ... or of the epochs of a stage
+_CANDIDATE_TARGETS = 100_000  # with more of them in an epoch, architectures are compared after fewer epochs
 _MEMBERS, _TARGETS_OF_A_MEMBER = (3, 5), 25_000  # a member for each 25,000 targets of an epoch, within these bounds ...
 _MOST_TARGETS_OF_MEMBERS = 32_000_000  # ... and no more than are trained with so many targets
 
@@ -72,7 +72,7 @@ def candidate_training(epochs: int, targets: int) -> tuple[int, float]:
     epochs : int
         Epochs on a small dataset.
     targets : int
-        Targets of an epoch; above 140,000 the epochs are fewer in proportion.
+        Targets of an epoch; above 100,000 the epochs are fewer in proportion.
     """
     wanted = epochs * min(1.0, _CANDIDATE_TARGETS / targets)
     return max(1, round(wanted)), min(1.0, wanted)

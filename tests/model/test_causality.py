@@ -14,8 +14,8 @@ from tests.helpers import make_config, with_random_weights
 CAUSAL = [name for name in backbones() if name != "BERT4Rec"]
 
 
-def teacher(ml100k, backbone):
-    config = make_config("teacher", backbone=backbone, teacher_n_layers=2, teacher_distilled_layers=2)
+def teacher(ml100k, backbone, **values):
+    config = make_config("teacher", backbone=backbone, teacher_n_layers=2, teacher_distilled_layers=2, **values)
     model = get_model("AdaRecTeacher")(config, ml100k.train._dataset)
     return with_random_weights(model)
 
@@ -42,6 +42,9 @@ def tensors(encoding):
 
 def models(ml100k):
     teachers = {name: teacher(ml100k, name) for name in CAUSAL}
+    teachers["filters alone"] = teacher(ml100k, "CausalBSARec", filter_weight=1.0, norm_first=False)
+    teachers["with positions"] = teacher(ml100k, "CausalBSARec", position_embeddings=True)
+    teachers["without positions"] = teacher(ml100k, "SASRec", position_embeddings=False)
     return teachers | {"supernet": supernet(ml100k), "student": student(ml100k)}
 
 

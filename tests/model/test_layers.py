@@ -9,7 +9,7 @@ from torch import nn
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.attention import SelfAttention
 from recbole_adarec.model.layers import Dropout
-from recbole_adarec.model.teachers.causal_bsarec import WINDOWS, CausalFilter
+from recbole_adarec.model.teachers.causal_bsarec import WINDOWS, CausalFilter, FilterLayer
 from recbole_adarec.model.teachers.lrurec import LinearRecurrence
 from recbole_adarec.model.teachers.stack import TransformerLayer
 from recbole_adarec.storage.model_files import StoredConfig
@@ -64,6 +64,28 @@ def test_the_filter_is_the_moving_average_and_its_rescaled_rest():
     for t in range(20):
         low = torch.stack([x[:, max(0, t + 1 - w) : t + 1, c].mean(1) for c, w in enumerate(windows.tolist())], -1)
         torch.testing.assert_close(layer(x)[:, t], low + layer.beta**2 * (x[:, t] - low), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_filter_layer_weighs_its_parts_and_has_none_without_weight(norm_first, weight):
+    layer = FilterLayer(StoredConfig(SIZES, norm_first=norm_first, filter_weight=weight)).eval()
+    for name, parameter in layer.named_parameters():
+        nn.init.normal_(parameter, 1.0 if "norm" in name else 0.3, 0.1)
+    x = torch.randn(3, 10, 16)
+    z = layer.norm1(x) if norm_first else x
+    filtered = layer.filter(z) if weight > 0 else torch.zeros_like(z)
+    attended = layer.self_attn(z, None) if weight < 1 else torch.zeros_like(z)
+    if norm_first:
+        y = x + weight * filtered + (1 - weight) * attended
+        expected = y + layer.feed_forward(layer.norm2(y))
+    else:
+        norm = layer.norm_filter if 0 < weight < 1 else layer.norm1
+        y = weight * norm(x + filtered) + (1 - weight) * layer.norm1(x + attended)
+        expected = layer.norm2(y + layer.feed_forward(y))
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    layer(x).sin().sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
 @torch.no_grad()

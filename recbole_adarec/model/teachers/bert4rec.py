@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.seen_items import deduplicated
 from recbole_adarec.model.teachers.base import prefix_ends, teacher
@@ -40,14 +41,18 @@ class BERT4RecTeacher(StackTeacher):
     Raises
     ------
     AdaRecError
-        If ``distilled_layers`` exceeds ``n_layers``, ``n_heads`` does not divide ``hidden_size``, or ``layer_sharing``
-        is set.
+        If ``distilled_layers`` exceeds ``n_layers``, ``n_heads`` does not divide ``hidden_size``, ``layer_sharing`` is
+        set, or ``position_embeddings`` is False.
     """
 
     extra_items = 1  # the mask
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
+        if self.positions is None:
+            raise AdaRecError(
+                "position_embeddings: BERT4Rec sees all items at once, and knows their order by these only"
+            )
         self.mask_item = self.n_items
         self.mask_ratio: float = config["mask_ratio"]
         self.last_mask_ratio: float = config["last_mask_ratio"]

@@ -69,6 +69,8 @@ class FilterLayer(TransformerLayer):
 
         y = z + alpha filter(n) + (1 - alpha) attention(n),                y + FFN(LN(y))
 
+    A part without weight is not built.
+
     Parameters
     ----------
     config : recbole.config.Config
@@ -77,22 +79,29 @@ class FilterLayer(TransformerLayer):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.alpha: float = config["filter_weight"]
-        self.filter = CausalFilter(config["hidden_size"])
-        if not self.norm_first:
+        if self.both and not self.norm_first:
             self.norm_filter = nn.LayerNorm(config["hidden_size"])
 
+    def build_mixing(self, config: Any) -> None:
+        self.alpha: float = config["filter_weight"]
+        self.both = 0 < self.alpha < 1
+        if self.alpha > 0:
+            self.filter = CausalFilter(config["hidden_size"])
+        if self.alpha < 1:
+            super().build_mixing(config)
+
     def mix(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """Filter and attention, weighted; the part without weight is not computed."""
-        filtered = self.alpha * self.filter(x) if self.alpha > 0 else torch.zeros_like(x)
-        return filtered if self.alpha == 1 else filtered + (1 - self.alpha) * self.self_attn(x, keys)
+        """Filter and attention, weighted."""
+        if self.both:
+            return self.alpha * self.filter(x) + (1 - self.alpha) * self.self_attn(x, keys)
+        return self.filter(x) if self.alpha > 0 else self.self_attn(x, keys)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        if self.norm_first:
+        if self.norm_first or not self.both:
             return super().forward(x, keys)
-        y = self.alpha * self.norm_filter(x + self.dropout(self.filter(x)))
-        if self.alpha < 1:
-            y = y + (1 - self.alpha) * self.norm1(x + self.dropout(self.self_attn(x, keys)))
+        filtered = self.norm_filter(x + self.dropout(self.filter(x)))
+        attended = self.norm1(x + self.dropout(self.self_attn(x, keys)))
+        y = self.alpha * filtered + (1 - self.alpha) * attended
         return self.norm2(y + self.feed_forward(y))
 
 

@@ -75,7 +75,7 @@ class StackTeacher(AdaRecTeacher):
     Parameters
     ----------
     config : recbole.config.Config
-        The keys of `AdaRecTeacher`; ``n_layers``, ``norm_first`` and those of the layer.
+        The keys of `AdaRecTeacher`; ``n_layers``, ``norm_first``, ``position_embeddings`` and those of the layer.
     dataset : recbole.data.dataset.Dataset
         Provides the number of items and their counts.
 
@@ -84,7 +84,8 @@ class StackTeacher(AdaRecTeacher):
     layer : callable
         Class attribute: builds a layer from the configuration; it maps ``[B, L, C]`` to ``[B, L, C]``.
     has_positions : bool
-        Class attribute: whether positions are embedded.
+        Class attribute: whether positions are embedded, as ``position_embeddings`` says. Without a value they are
+        where few histories are cut into several windows: a place in such a window is none in a history.
     extra_items : int
         Class attribute: number of special items, such as a mask, after the I items; each can lengthen a sequence by 1.
 
@@ -106,7 +107,10 @@ class StackTeacher(AdaRecTeacher):
             raise AdaRecError(f"layer_sharing: {config['layer_sharing']!r} is for NextItNet; other teachers share none")
         self.item_table = full_table(config, dataset, self.n_items, self.hidden_size, self.extra_items)
         length = config["MAX_ITEM_LIST_LENGTH"] + self.extra_items
-        self.positions = nn.Parameter(torch.randn(length, self.hidden_size) * 0.02) if self.has_positions else None
+        if self.has_positions and config["position_embeddings"] is None and hasattr(dataset, "whole_histories"):
+            config["position_embeddings"] = dataset.whole_histories  # the model file holds what was chosen
+        embedded = self.has_positions and config["position_embeddings"] is not False  # None in older model files
+        self.positions = nn.Parameter(torch.randn(length, self.hidden_size) * 0.02) if embedded else None
         self.norm = nn.LayerNorm(self.hidden_size)
         self.last_norm = nn.LayerNorm(self.hidden_size) if config["norm_first"] else nn.Identity()
         self.layers = nn.ModuleList(type(self).layer(config) for _ in range(config["n_layers"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.config.stages import stage_config
+from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.item_table.build import full_table
@@ -142,3 +144,24 @@ def test_prefix_ends_are_spread_evenly_and_include_the_last_item():
     sequence = torch.tensor([[5, 6, 7, 8, 9, 1, 2, 3], [5, 6, 7, 0, 0, 0, 0, 0], [4, 0, 0, 0, 0, 0, 0, 0]])
     positions = [row.nonzero()[:, 0].tolist() for row in prefix_ends(sequence, 4)]
     assert positions == [[1, 3, 5, 7], [0, 1, 2], [0]]
+
+
+def test_a_model_that_sees_all_items_at_once_needs_positions(ml100k):
+    with pytest.raises(AdaRecError, match="position_embeddings: BERT4Rec sees all items at once"):
+        get_model("AdaRecTeacher")(
+            make_config("teacher", backbone="BERT4Rec", position_embeddings=False), ml100k.train._dataset
+        )
+
+
+@pytest.mark.parametrize(
+    ("length", "given", "expected"),
+    [(50, None, True), (5, None, False), (5, True, True), (50, False, False)],
+)
+def test_positions_are_embedded_where_histories_are_whole_or_as_the_user_says(tiny, length, given, expected):
+    values = {"data_path": str(tiny), "MAX_ITEM_LIST_LENGTH": length, "position_embeddings": given}
+    config = make_config("teacher", "tiny", backbone="CausalBSARec", **values)
+    data = load_data(config)
+    model = get_model("AdaRecTeacher")(config, data.train._dataset).eval()
+    assert (model.positions is not None) == expected
+    save_model(Path("teacher.pth"), model, config)
+    assert (load_model("teacher.pth", expected="AdaRecTeacher").positions is not None) == expected

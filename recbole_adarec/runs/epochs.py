@@ -56,9 +56,10 @@ def has_second_seeds(targets: int) -> bool:
     Parameters
     ----------
     targets : int
-        Targets of an epoch; with too many for all epochs of a teacher, there is no time for more teachers either.
+        Targets of an epoch. Where they are too many for all epochs of a teacher, there is no time for more teachers;
+        nor on small data, which is to be trained in minutes.
     """
-    return targets * _EPOCHS[1] <= _MOST_TARGETS["teacher"]
+    return (_MEMBERS[0] + 1) * _TARGETS_OF_A_MEMBER <= targets <= _MOST_TARGETS["teacher"] / _EPOCHS[1]
 
 
 def candidate_training(epochs: int, targets: int) -> tuple[int, float]:

@@ -24,6 +24,11 @@ def test_members(targets, of_one, members):
     assert epochs.mean_members(targets, of_one) == members
 
 
+@pytest.mark.parametrize(("targets", "expected"), [(97_000, False), (131_000, True), (279_000, True), (10**6, False)])
+def test_second_seeds(targets, expected):
+    assert epochs.has_second_seeds(targets) == expected
+
+
 @pytest.mark.parametrize("stage", ["teacher", "search", "student"])
 def test_a_stage_of_more_data_is_not_trained_on_much_more_of_it(stage):
     targets = [10**4, 10**5, 3 * 10**5, 10**6, 10**7, 10**8]

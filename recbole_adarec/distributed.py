@@ -261,15 +261,11 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        stopped = set(multiprocessing.active_children()) - others
-        for worker in stopped:
+        for worker in set(multiprocessing.active_children()) - others:
             worker.terminate()
-        for worker in stopped:
-            worker.join()
         raise
     finally:
-        pool.shutdown()
+        pool.shutdown(cancel_futures=True)  # waits for the thread that joins the workers; to join them here too, races
 
 
 def _start_worker() -> None:

@@ -56,7 +56,9 @@ NOT_RUN = {
     "python run_adarec.py tune --tool=ray --workers=4": "starts Ray; a test of tuning does",
     "python run_adarec.py tune --tool=ray --workers=64 --ray_address=auto": "needs a Ray cluster",
     "python run_adarec.py --teacher=saved/SASRec.pth": "examples/recbole_teacher.py runs it",
-    "python run_adarec.py --plugins=operations.py --operations=[conv_9, skip, none]": "README's mine.py runs one",
+    "python run_adarec.py --plugins=operations.py --operations=[conv_9, skip, none] --cost_budget=0.1": (
+        "README's mine.py runs one"
+    ),
     "python run_adarec.py --plugins=adapter.py --teacher=GCSAN": "README's mine.py runs the same",
     "python run_adarec.py --plugins=mapping.py --layer_mapping=first": "README's mine.py runs one",
     "python run_adarec.py --backbone=BERT4Rec": "experiment teachers trains it",

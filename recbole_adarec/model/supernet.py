@@ -16,7 +16,7 @@ from recbole_adarec.model.gates import Trace, gate_gradients
 from recbole_adarec.model.search_space.architecture import Architecture, edges
 from recbole_adarec.model.search_space.budget import within_budget
 from recbole_adarec.model.search_space.cell import Cell
-from recbole_adarec.model.search_space.cost import COSTS, cell_cost, layers_cost, operation_cost
+from recbole_adarec.model.search_space.cost import COSTS, cell_cost, operation_cost
 from recbole_adarec.model.search_space.operations import check_operations
 
 
@@ -204,7 +204,7 @@ class AdaRecSupernet(CellStack):
 
     # ------------------------------------------------------------------ cost and derivation
 
-    def limit_cost(self, budget: float | None, teacher: Any) -> None:
+    def limit_cost(self, budget: float | None, teacher_cost: float) -> None:
         """Limit the cost of architectures to a share of the cost of the teacher's layers.
 
         Operations that no architecture within the limit can contain are never drawn afterwards.
@@ -213,8 +213,8 @@ class AdaRecSupernet(CellStack):
         ----------
         budget : float or None
             The share, ``cost_budget``; None for no limit.
-        teacher : AdaRecTeacher
-            The teacher, trained or not.
+        teacher_cost : float
+            `layers_cost` of the teacher.
 
         Raises
         ------
@@ -225,7 +225,6 @@ class AdaRecSupernet(CellStack):
         self.affordable.fill_(True)
         if budget is None:
             return
-        teacher_cost = layers_cost(teacher, self.cost_kind)
         self.cost_limit = budget * teacher_cost / self.most_expensive
         edge_count, repeats = len(edges(self.nodes)), len(self.cells) // len(self.alpha)
         cheapest = self.cell_costs + float(self.operation_costs.min()) * edge_count * len(self.cells)

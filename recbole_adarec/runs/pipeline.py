@@ -23,6 +23,7 @@ from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.registry import get_model
 from recbole_adarec.model.search_space.architecture import Architecture
+from recbole_adarec.model.search_space.cost import layers_cost
 from recbole_adarec.model.stored import build_model
 from recbole_adarec.runs.candidate_training import CandidateTraining
 from recbole_adarec.runs.choice import choose_architecture, read_json
@@ -145,16 +146,19 @@ class Run:
     def _check_models(self, configs: dict[str, Any]) -> None:
         """Build each model once, so that what a model refuses is refused before anything is written."""
         dataset = self.data.train._dataset
-        first = None
+        budget = configs["search"]["cost_budget"] if self.architecture is None else None
+        costs = []
         for row in self.config.candidates or [{}]:  # one after the other: large catalogs fill the memory
             teacher = get_model(configs["teacher"]["model"])(self.config.candidate(row), dataset)
             path = row.get("teacher", self.config.teacher)
             if path is not None and is_checkpoint(path):
                 teacher.load(read_checkpoint(path).state_dict, path)
-            first = teacher if first is None else first
+            if budget is not None:
+                costs.append(layers_cost(teacher, configs["search"]["cost"]))
         supernet, _ = (get_model(configs[stage]["model"])(configs[stage], dataset) for stage in ("search", "student"))
         if self.architecture is None:
-            supernet.limit_cost(configs["search"]["cost_budget"], first)
+            # No mean of candidates costs more: what is refused here has no student under any of them.
+            supernet.limit_cost(budget, len(costs) * max(costs, default=0.0))
             bilevel_split(dataset, configs["search"])
 
     def _run_stage(self, name: str, train: TrainStage) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from recbole_adarec import distributed
 from recbole_adarec.data.dataset import WindowDataset
 from recbole_adarec.data.windows import split_users
 from recbole_adarec.errors import AdaRecError
+from recbole_adarec.model.search_space.cost import layers_cost
 from recbole_adarec.trainer.base import Batch
 from recbole_adarec.trainer.distillation import DistillationTrainer
 
@@ -104,7 +105,8 @@ class AdaRecSupernetTrainer(DistillationTrainer):
                     "cost_budget: it is a share of the teacher's layers, and no teacher_path is given; give one, or "
                     "--cost_budget=~"
                 )
-            model.limit_cost(config["cost_budget"], self.teacher or self._load_teacher(config["teacher_path"]))
+            teacher = self.teacher or self._load_teacher(config["teacher_path"])
+            model.limit_cost(config["cost_budget"], layers_cost(teacher, model.cost_kind))
             if unaffordable := model.beyond_budget():
                 getLogger().warning(
                     f"cost_budget: {config['cost_budget']} of this teacher's layers is less than one of these costs, "

@@ -185,7 +185,7 @@ def limited(ml100k, **values):
         get_model(config["model"])(config, ml100k.train._dataset)
         for config in (make_config(stage, **values) for stage in ("search", "teacher"))
     )
-    supernet.limit_cost(values["cost_budget"], teacher)
+    supernet.limit_cost(values["cost_budget"], layers_cost(teacher, supernet.cost_kind))
     return supernet, teacher
 
 

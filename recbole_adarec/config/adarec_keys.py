@@ -151,8 +151,7 @@ SECTIONS: tuple[Section, ...] = (
         Key("norm_first", FLAG, "Normalize what enters a layer and the last output; False: what leaves each layer.",
             {"teacher": True}),
         Key("position_embeddings", FLAG, "Learned embeddings of positions, which LRURec never has; causal models know "
-            "the order without. ~: where few histories are longer than MAX_ITEM_LIST_LENGTH.", {"teacher": True},
-            optional=True),
+            "the order without.", {"teacher": True}),
         Key("filter_weight", NUMBER, "CausalBSARec: share of the filter, the rest is attention.", {"teacher": 0.7},
             low=0, high=1),
         Key("mask_ratio", NUMBER, "BERT4Rec: share of items masked in training.", {"teacher": 0.3}, low=0, high=1),

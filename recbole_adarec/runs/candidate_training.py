@@ -78,30 +78,25 @@ class CandidateTraining:
         named = dict(zip(candidate_names(config.candidates), config.candidates, strict=True))
         self.second_seeds = {name: f"{name}-seed2" for name, row in named.items() if "teacher" not in row}
         self.candidates = named | {again: named[name] for name, again in self.second_seeds.items()}
-        self._open: ExitStack | None = None
+        self._open = ExitStack()
         self._pool: ProcessPoolExecutor | None = None
 
     @contextmanager
     def processes(self) -> Iterator[None]:
-        """Keep the processes of a round for the rounds after it: to start one and load its data takes seconds."""
-        with ExitStack() as self._open:
+        """Around all rounds: they share their processes, as to start one and load its data takes seconds."""
+        with self._open:
             try:
                 yield
             finally:
-                self._open = self._pool = None
+                self._pool = None
 
-    @contextmanager
-    def _workers(self, number: int) -> Iterator[ProcessPoolExecutor]:
-        if self._open is None:
-            with distributed.worker_pool(number) as pool:
-                yield pool
-            return
+    def _workers(self, number: int) -> ProcessPoolExecutor:
         if self._pool is None:
             self._pool = self._open.enter_context(distributed.worker_pool(number))
-        yield self._pool
+        return self._pool
 
     def round(self, names: Iterable[str], epochs: int, before: int = 0) -> dict[str, Trained]:
-        """Train candidates, on from an earlier round.
+        """Train candidates, on from an earlier round; within `processes`.
 
         Parameters
         ----------
@@ -124,16 +119,16 @@ class CandidateTraining:
         if workers > 1:
             values = pickle.dumps(self.config.values | {"threads": max(1, threads // workers)})
             train = partial(_train_in_worker, values, self.folder.path, self.folder.log)
-            with self._workers(workers) as pool:
-                futures = [pool.submit(train, name, epochs, before, line) for line, name in enumerate(missing)]
-                for name, future in zip(missing, futures, strict=True):
-                    try:
-                        future.result()
-                    except BrokenProcessPool as error:
-                        raise AdaRecError(
-                            f"{name}: a process that trained it or another candidate was killed, perhaps for want of "
-                            "memory; --teachers_at_a_time=1 needs less"
-                        ) from error
+            pool = self._workers(workers)
+            futures = [pool.submit(train, name, epochs, before, line) for line, name in enumerate(missing)]
+            for name, future in zip(missing, futures, strict=True):
+                try:
+                    future.result()
+                except BrokenProcessPool as error:
+                    raise AdaRecError(
+                        f"{name}: a process that trained it or another candidate was killed, perhaps for want of "
+                        "memory; --teachers_at_a_time=1 needs less"
+                    ) from error
         else:
             for name in missing:
                 self.train(name, epochs, before)

@@ -140,7 +140,7 @@ class Run:
         for stage in STAGES:
             chosen = stage == "teacher" and (config.candidates or config.teacher)  # these have epochs of their own
             if not chosen and config.given(stage, "epochs") is None:
-                epochs = stage_epochs(stage, config.stage(stage)["epochs"], targets)
+                epochs = stage_epochs(config.stage(stage)["epochs"], targets)
                 config.values = config.values | {f"{stage}_epochs": epochs}
 
     def _check_models(self, configs: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def test_a_place_that_is_left_goes_to_a_second_seed(tiny, monkeypatch, size):
     if size != "small":
         monkeypatch.setattr(epochs, "_TARGETS_OF_A_MEMBER", 1)
     if size == "large":
-        monkeypatch.setattr(epochs, "_MOST_TARGETS", {"teacher": 1})
+        monkeypatch.setattr(epochs, "_LARGE", 1)
     useless = {"backbone": "NextItNet", "learning_rate": 1e-9}
     run(tiny, "run", backbone=["LRURec", useless, useless])
     rows = {row["name"]: row for row in figures("run")["candidates"]}

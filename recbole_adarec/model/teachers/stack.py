@@ -84,8 +84,7 @@ class StackTeacher(AdaRecTeacher):
     layer : callable
         Class attribute: builds a layer from the configuration; it maps ``[B, L, C]`` to ``[B, L, C]``.
     has_positions : bool
-        Class attribute: whether positions are embedded, as ``position_embeddings`` says. Without a value they are
-        where few histories are cut into several windows: a place in such a window is none in a history.
+        Class attribute: whether positions are embedded where ``position_embeddings`` is set.
     extra_items : int
         Class attribute: number of special items, such as a mask, after the I items; each can lengthen a sequence by 1.
 
@@ -107,8 +106,6 @@ class StackTeacher(AdaRecTeacher):
             raise AdaRecError(f"layer_sharing: {config['layer_sharing']!r} is for NextItNet; other teachers share none")
         self.item_table = full_table(config, dataset, self.n_items, self.hidden_size, self.extra_items)
         length = config["MAX_ITEM_LIST_LENGTH"] + self.extra_items
-        if self.has_positions and config["position_embeddings"] is None and hasattr(dataset, "whole_histories"):
-            config["position_embeddings"] = dataset.whole_histories  # the model file holds what was chosen
         embedded = self.has_positions and config["position_embeddings"] is not False  # None in older model files
         self.positions = nn.Parameter(torch.randn(length, self.hidden_size) * 0.02) if embedded else None
         self.norm = nn.LayerNorm(self.hidden_size)

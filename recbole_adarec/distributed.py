@@ -8,6 +8,7 @@ returns its input unchanged.
 
 from __future__ import annotations
 
+import ast
 import logging
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -244,6 +246,23 @@ def _worker(
     leave(function(arguments))
 
 
+def main_is_guarded() -> bool:
+    """Whether a new process, which imports the script that is run, does not run it once more.
+
+    It does where what the script runs is not under ``if __name__ == "__main__":``. A session without a script, a
+    notebook's for example, has nothing to import.
+    """
+    path = getattr(sys.modules["__main__"], "__file__", None)
+    if path is None:
+        return True
+    try:
+        statements = ast.parse(Path(path).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return False  # a script on the standard input, for example, which cannot be imported
+    tests = [statement.test for statement in statements if isinstance(statement, ast.If)]
+    return any(isinstance(name, ast.Name) and name.id == "__name__" for test in tests for name in ast.walk(test))
+
+
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes for work that is not shared by batches.
@@ -254,7 +273,17 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     ----------
     workers : int
         Number of processes.
+
+    Raises
+    ------
+    AdaRecError
+        If they would run the user's script once more, see `main_is_guarded`.
     """
+    if not main_is_guarded():
+        raise AdaRecError(
+            f"{getattr(sys.modules['__main__'], '__file__', '')}: several processes need what it runs to be under "
+            'if __name__ == "__main__":, as each of them imports it'
+        )
     others = set(multiprocessing.active_children())
     # Spawned, not forked: torch's threads do not survive a fork.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)

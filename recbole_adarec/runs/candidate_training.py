@@ -95,7 +95,7 @@ class CandidateTraining:
             self._pool = self._open.enter_context(distributed.worker_pool(number))
         return self._pool
 
-    def round(self, names: Iterable[str], epochs: int, before: int = 0) -> dict[str, Trained]:
+    def round(self, names: Iterable[str], epochs: int, before: int = 0, share: float = 1.0) -> dict[str, Trained]:
         """Train candidates, on from an earlier round; within `processes`.
 
         Parameters
@@ -106,6 +106,8 @@ class CandidateTraining:
             Epochs after this round, those before it included.
         before : int
             `epochs` of the round before; 0: there was none.
+        share : float
+            Share of the windows that are trained.
 
         Raises
         ------
@@ -113,14 +115,15 @@ class CandidateTraining:
             If a process that trains a candidate is killed.
         """
         names = list(names)
-        missing = [name for name in names if not distributed.from_first(self._path(name, epochs).is_file())]
         threads = torch.get_num_threads()
-        workers = min(self._at_a_time(threads), len(missing))
-        if workers > 1:
+        workers = max(min(self._at_a_time(threads), len(names)), 1)
+        # The last one has all threads where it would be trained beside idle ones.
+        beside = 0 if workers == 1 else len(names) - (len(names) % workers == 1)
+        if missing := self._missing(names[:beside], epochs):
             values = pickle.dumps(self.config.values | {"threads": max(1, threads // workers)})
             train = partial(_train_in_worker, values, self.folder.path, self.folder.log)
             pool = self._workers(workers)
-            futures = [pool.submit(train, name, epochs, before, line) for line, name in enumerate(missing)]
+            futures = [pool.submit(train, name, epochs, before, share, line) for line, name in enumerate(missing)]
             for name, future in zip(missing, futures, strict=True):
                 try:
                     future.result()
@@ -129,19 +132,30 @@ class CandidateTraining:
                         f"{name}: a process that trained it or another candidate was killed, perhaps for want of "
                         "memory; --teachers_at_a_time=1 needs less"
                     ) from error
-        else:
-            for name in missing:
-                self.train(name, epochs, before)
+        for name in self._missing(names[beside:], epochs):
+            self.train(name, epochs, before, share)
         return {name: self._trained(name, epochs) for name in names}
+
+    def _missing(self, names: Iterable[str], epochs: int) -> list[str]:
+        return [name for name in names if not distributed.from_first(self._path(name, epochs).is_file())]
 
     def _at_a_time(self, threads: int) -> int:
         """How many candidates are trained at a time."""
         if distributed.world_size() > 1:
             return 1
-        on_cpu = self.config.stage("teacher")["device"].type == "cpu"
-        return int(self.config.values["teachers_at_a_time"] or (threads if on_cpu else 1))
+        if given := self.config.values["teachers_at_a_time"]:
+            return int(given)
+        if threads == 1 or self.config.stage("teacher")["device"].type != "cpu":
+            return 1
+        if not distributed.main_is_guarded():
+            getLogger().info(
+                'candidates are trained one after the other; under if __name__ == "__main__": in your script they are '
+                "trained side by side, in less time"
+            )
+            return 1
+        return threads
 
-    def train(self, name: str, epochs: int, before: int = 0, bar_line: int | None = None) -> None:
+    def train(self, name: str, epochs: int, before: int = 0, share: float = 1.0, bar_line: int | None = None) -> None:
         """Train a candidate in this process and write its file; parameters as in `round` and `StageTrainer`."""
         row = self.candidates[name]
         earlier = load_state(self._path(name, before), expected=STAGES["teacher"]) if before else None
@@ -155,9 +169,10 @@ class CandidateTraining:
         if "teacher" in row:
             model, results = recbole_teacher(row["teacher"], self.config, config, data, self.folder)
         else:
-            getLogger().info(f"{name}: epochs {done + 1} to {epochs}")
+            part = "" if share == 1 else f", {share:.2f} of the data"
+            getLogger().info(f"{name}: epochs {done + 1} to {epochs}{part}")
             trainer = get_trainer(config)(config, self.model(config))
-            trainer.stage, trainer.bar_line = name, bar_line
+            trainer.stage, trainer.bar_line, trainer.window_share = name, bar_line, share
             if earlier is not None:
                 trainer.model.load_state_dict(earlier["state_dict"])
                 trainer.training_log = list(earlier["history"])
@@ -204,12 +219,12 @@ def figures(result: Calibrated) -> str:
 
 @recbole_patches()
 def _train_in_worker(
-    values: bytes, folder: Path, log: Path | None, name: str, epochs: int, before: int, bar_line: int
+    values: bytes, folder: Path, log: Path | None, name: str, epochs: int, before: int, share: float, bar_line: int
 ) -> None:
     """Train a candidate in a process of its own."""
     training = _in_worker(values, folder, log)
     with training.folder.recording(), training.folder.part("teacher"):
-        training.train(name, epochs, before, bar_line)
+        training.train(name, epochs, before, share, bar_line)
 
 
 @lru_cache(maxsize=1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 _LARGE = 280_000  # targets of an epoch above which all stages have fewer epochs, and a mean the fewest members
-_LARGE_POWER = 1.25  # so that data of MovieLens-1M's size, 3.5 times as many, is done in 40 minutes
+_LARGE_POWER = 1.5  # so that data of MovieLens-1M's size, 3.5 times as many, is done in 40 minutes
 _EPOCHS, _TARGETS_OF_AN_EPOCH = (8, 24), 11_000  # of a teacher: one for each 11,000 targets of one, within these bounds
+_TRIAL_SHARE = 1 / 8  # of a teacher's epochs, after which the poor ones of several are dropped
 _CANDIDATE_TARGETS = 100_000  # with more of them in an epoch, architectures are compared after fewer epochs
 _MEMBERS, _TARGETS_OF_A_MEMBER = (3, 5), 25_000  # a member for each 25,000 targets of an epoch, within these bounds ...
 _MOST_TARGETS_OF_MEMBERS = 32_000_000  # ... and no more than are trained with so many targets
@@ -24,7 +25,7 @@ def stage_epochs(epochs: int, targets: int) -> int:
 
 
 def teacher_epochs(targets: int) -> int:
-    """Epochs of one of several teachers: the more data, the later a model has learned it by heart.
+    """Epochs of one of several teachers: the more data, the later a model has learned it by heart; at least 2.
 
     Parameters
     ----------
@@ -32,7 +33,22 @@ def teacher_epochs(targets: int) -> int:
         Targets of an epoch.
     """
     least, most = _EPOCHS
-    return stage_epochs(min(max(targets // _TARGETS_OF_AN_EPOCH, least), most), targets)
+    return max(stage_epochs(min(max(targets // _TARGETS_OF_AN_EPOCH, least), most), targets), 2)
+
+
+def trial_training(epochs: int, targets: int) -> tuple[int, float]:
+    """Epochs after which the poor ones of several teachers are dropped, and the share of the windows that these train.
+
+    Parameters
+    ----------
+    epochs : int
+        Epochs of those that are trained to their end.
+    targets : int
+        Targets of an epoch. An eighth of the epochs may be a part of one only where that part has many targets, and
+        where there are epochs after it.
+    """
+    wanted = epochs * _TRIAL_SHARE
+    return max(1, round(wanted)), min(1.0, max(wanted, _LARGE / targets)) if epochs > 1 else 1.0
 
 
 def mean_members(targets: int, epochs: int) -> int:

@@ -17,13 +17,11 @@ from recbole_adarec.data.loading import Loaders
 from recbole_adarec.evaluation.kept_states import KeptStates
 from recbole_adarec.evaluation.mean_weights import Choice, choose_members
 from recbole_adarec.runs.candidate_training import CandidateTraining, Trained, figures
-from recbole_adarec.runs.epochs import has_second_seeds, mean_members, teacher_epochs
+from recbole_adarec.runs.epochs import has_second_seeds, mean_members, teacher_epochs, trial_training
 from recbole_adarec.runs.run_folder import RunFolder
 from recbole_adarec.runs.stages import item_tokens
 from recbole_adarec.storage.files import plain
 from recbole_adarec.trainer.teacher import evaluate_mean, evaluate_model
-
-_TRIAL_SHARE = 1 / 8  # of the epochs
 
 
 class Outcome(NamedTuple):
@@ -60,8 +58,10 @@ class TeacherChoice:
         targets = int(data.train._dataset.windows.length.sum())
         self.epochs: int = config.given("teacher", "epochs") or teacher_epochs(targets)
         self.most: int = config.values["most_members"] or mean_members(targets, self.epochs)
-        trial = config.values["trial_epochs"] or max(1, round(_TRIAL_SHARE * self.epochs))
-        self.trial_epochs: int = min(trial, self.epochs)
+        trial, self.trial_share = trial_training(self.epochs, targets)
+        if given := config.values["trial_epochs"]:
+            trial, self.trial_share = min(given, self.epochs), 1.0
+        self.trial_epochs: int = trial
         self.has_second_seeds = has_second_seeds(targets)
 
     def teacher(self, stage_config: Any) -> tuple[Any, dict[str, Any]]:
@@ -96,15 +96,16 @@ class TeacherChoice:
         """
         names = [name for name in self.candidates if name not in self.training.second_seeds.values()]
         with self.training.processes():
-            trials = self.training.round(names, self.trial_epochs)
+            trials = self.training.round(names, self.trial_epochs, share=self.trial_share)
             kept = self._choose("first round", trials, least=self.most)
             trained = self._finished({name: trials[name] for name in (names if dropped_too else kept.weights)})
-            eligible = {name: trained[name] for name in kept.weights}
-            choice = self._choose("last round", eligible)
-            if more := self._second_seeds(choice):
+        eligible = {name: trained[name] for name in kept.weights}
+        choice = self._choose("last round", eligible)  # without the memory of the processes
+        if more := self._second_seeds(choice):
+            with self.training.processes():
                 seeds = self.training.round(more, self.epochs)
-                choice = self._choose("second seeds", eligible | seeds)
-                trained |= seeds
+            choice = self._choose("second seeds", eligible | seeds)
+            trained |= seeds
         return Outcome(trials, kept, trained, choice)
 
     def _second_seeds(self, choice: Choice) -> list[str]:

@@ -11,10 +11,19 @@ from tests.helpers import SMALL, WITH_CHOICE
 
 
 @pytest.mark.parametrize(
-    ("targets", "expected"), [(500, 8), (97_000, 8), (131_000, 11), (280_000, 24), (1_000_000, 5), (20_000_000, 1)]
+    ("targets", "expected"), [(500, 8), (97_000, 8), (131_000, 11), (280_000, 24), (1_000_000, 4), (20_000_000, 2)]
 )
 def test_teachers(targets, expected):
     assert epochs.teacher_epochs(targets) == expected
+
+
+@pytest.mark.parametrize(
+    ("of_one", "targets", "expected"),
+    [(8, 97_000, (1, 1.0)), (3, 97_000, (1, 1.0)), (24, 280_000, (3, 1.0)), (4, 10**6, (1, 0.5)), (2, 10**7, (1, 0.25)),
+     (1, 10**7, (1, 1.0))],
+)  # fmt: skip
+def test_the_trial_of_several_teachers_is_a_part_of_an_epoch_only_on_large_data(of_one, targets, expected):
+    assert epochs.trial_training(of_one, targets) == expected
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from recbole_adarec.runs.pipeline import Run
 from recbole_adarec.storage.files import plain
 from recbole_adarec.storage.model_files import load_state
 from recbole_adarec.storage.yaml_files import load_yaml
+from recbole_adarec.trainer.base import StageTrainer
 from tests.helpers import SMALL, refused
 
 NAMES = ["CausalBSARec", "LRURec", "NextItNet"]
@@ -73,6 +76,21 @@ def test_a_place_that_is_left_goes_to_a_second_seed(tiny, monkeypatch, size):
         assert second["dropped"] is None or str(second["dropped"]).startswith("after last round: with it")
 
 
+def test_the_first_round_trains_a_part_of_large_data(tiny, monkeypatch):
+    monkeypatch.setattr(epochs, "_LARGE", 1)
+    shares, windows = {}, StageTrainer.windows
+
+    def recorded(self, train_data):
+        shares.setdefault(self.stage, []).append(self.window_share)
+        return windows(self, train_data)
+
+    monkeypatch.setattr(StageTrainer, "windows", recorded)
+    run(tiny, "run", trial_epochs=None)
+    trained_on = [name for name in NAMES if len(shares[name]) > 1]
+    assert len(trained_on) == 2 and all(shares[name] == [3 / 8, 1, 1] for name in trained_on)
+    assert [shares[name] for name in NAMES if name not in trained_on] == [[3 / 8]]
+
+
 def test_an_interrupted_choice_continues_with_the_same_figures(tiny, monkeypatch):
     run(tiny, "whole")
     trained, save = [], candidate_training.save_model
@@ -102,6 +120,29 @@ def test_candidates_side_by_side_give_the_figures_of_one_after_the_other(tiny, m
     assert not multiprocessing.active_children()
     assert figures("together") == figures("alone")
     assert Path("together/log.txt").read_text().count(": epochs 1 to 1") == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("script", "guarded"),
+    [
+        ("run()\n", False),
+        ("import sys\nif sys.argv:\n    run()\n", False),
+        ('if __name__ == "__main__":\n    run()\n', True),
+        (None, False),  # python - < script
+    ],
+)
+def test_a_script_that_new_processes_would_run_again_is_given_none(tiny, monkeypatch, script, guarded):
+    main = types.ModuleType("__main__")
+    main.__file__ = "mine.py"
+    if script is not None:
+        Path("mine.py").write_text(script)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert distributed.main_is_guarded() == guarded
+    if not guarded:
+        run(tiny, "run", threads=2)
+        assert "candidates are trained one after the other" in Path("run/log.txt").read_text()
+        with pytest.raises(AdaRecError, match="mine.py: several processes need what it runs to be under if __name__"):
+            run(tiny, "refused", teachers_at_a_time=2)
 
 
 def test_an_error_of_a_candidate_beside_another_is_that_error(tiny):

@@ -13,7 +13,8 @@ from recbole_adarec.config.key import Key
 INT, NUMBER, TEXT, FLAG = (int,), (float,), (str,), (bool,)
 OPERATIONS = (
     "conv_3", "conv_5", "dilated_conv_3", "dilated_conv_5", "sep_conv_3", "sep_conv_5", "dilated_sep_conv_3",
-    "dilated_sep_conv_5", "attention", "min_gru", "max_pool_3", "avg_pool_3", "skip", "none",
+    "dilated_sep_conv_5", "attention", "multi_head_attention", "min_gru", "linear_recurrence", "filter",
+    "feed_forward", "gated_feed_forward", "max_pool_3", "avg_pool_3", "skip", "none",
 )  # fmt: skip
 LAYER_MAPPINGS = ("emd", "left", "right", "left_jump", "right_jump", "random", "none")
 LAYER_DISTANCES = ("kl", "mse")

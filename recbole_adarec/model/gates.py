@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recbole_adarec.model.layers import CausalConv, delayed
 from recbole_adarec.model.search_space.architecture import edges
-from recbole_adarec.model.search_space.operations import SepConv, Zero
+from recbole_adarec.model.search_space.modules import SepConv, Zero
 
 
 class Trace:

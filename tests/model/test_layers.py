@@ -8,9 +8,10 @@ from torch import nn
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.attention import SelfAttention
+from recbole_adarec.model.causal_filter import WINDOWS, CausalFilter
 from recbole_adarec.model.layers import Dropout
-from recbole_adarec.model.teachers.causal_bsarec import WINDOWS, CausalFilter, FilterLayer
-from recbole_adarec.model.teachers.lrurec import LinearRecurrence
+from recbole_adarec.model.linear_recurrence import LinearRecurrence
+from recbole_adarec.model.teachers.causal_bsarec import FilterLayer
 from recbole_adarec.model.teachers.stack import TransformerLayer
 from recbole_adarec.storage.model_files import StoredConfig
 from recbole_adarec.trainer.averaging import WeightAverage

@@ -8,7 +8,8 @@ from recbole.utils import get_model
 from torch import nn
 from torch.export import Dim
 
-from recbole_adarec.model.search_space.operations import OPERATIONS, Attention, _cached_attention_bias
+from recbole_adarec.model.search_space.modules import Attention, _cached_attention_bias
+from recbole_adarec.model.search_space.operations import OPERATIONS
 from tests.helpers import make_config
 
 

@@ -16,6 +16,7 @@ OPERATIONS = (
     "dilated_sep_conv_5", "attention", "multi_head_attention", "min_gru", "linear_recurrence", "filter",
     "feed_forward", "gated_feed_forward", "max_pool_3", "avg_pool_3", "skip", "none",
 )  # fmt: skip
+CELL_FORMS = ("relu", "residual")
 LAYER_MAPPINGS = ("emd", "left", "right", "left_jump", "right_jump", "random", "none")
 LAYER_DISTANCES = ("kl", "mse")
 COSTS = ("params", "macs", "latency")
@@ -163,6 +164,8 @@ SECTIONS: tuple[Section, ...] = (
         Key("cells", INT, "Cells S, one after the other.", {"search": 4}, low=1),
         Key("nodes", INT, "Computed nodes of a cell; 2 nodes have 3 edges, 3 nodes have 6.", {"search": 2}, low=1,
             high=64),
+        Key("cell_form", TEXT, "What surrounds the operations of a cell: relu: ReLU before them and after the sum; "
+            "residual: nothing before, LayerNorm of input plus sum.", {"search": "relu"}, choices=CELL_FORMS),
         Key("operations", (list,), "Candidate operations of an edge. The paper's conv_3, conv_5, dilated_conv_3 and "
             "dilated_conv_5 cost 3 to 5 times as much as sep_conv; min_gru costs twice as much and was rarely chosen.",
             {"search": ["sep_conv_3", "sep_conv_5", "dilated_sep_conv_3", "dilated_sep_conv_5", "attention",

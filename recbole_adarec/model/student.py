@@ -37,17 +37,17 @@ class AdaRecStudent(CellStack):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         architecture = as_architecture(config["architecture"])
+        size, nodes, form = architecture.hidden_size, architecture.nodes, architecture.cell_form
         cells: list[Any] = []
         for operations in architecture.cells:
-            live = live_edges(operations, architecture.nodes)
+            live = live_edges(operations, nodes)
             candidates = [[name] if alive else [] for name, alive in zip(operations, live, strict=True)]
-            cells.append(Cell(architecture.hidden_size, candidates, architecture.nodes))
-        super().__init__(config, dataset, architecture.hidden_size, cells, config["total_parameters"])
+            cells.append(Cell(size, candidates, nodes, form, config["dropout_prob"]))
+        super().__init__(config, dataset, size, cells, config["total_parameters"])
         self.architecture = architecture
         # For one sequence a dict look-up, or the overhead of Module.__call__, takes as long as the arithmetic.
         self._calls = [
-            [_edge_call(i, edge) for (i, _), edge in zip(edges(architecture.nodes), cell.edges, strict=True)]
-            for cell in cells
+            [_edge_call(i, edge) for (i, _), edge in zip(edges(nodes), cell.edges, strict=True)] for cell in cells
         ]
 
     def encode(self, item_seq: Tensor) -> Encoding:

@@ -42,8 +42,8 @@ class AdaRecSupernet(CellStack):
     Parameters
     ----------
     config : recbole.config.Config
-        The keys ``hidden_size``, ``candidate_sizes``, ``cells``, ``nodes``, ``operations``, ``share_cells``, ``cost``,
-        ``cost_floor``, ``alpha_init_std``, and those of `CellStack`.
+        The keys ``hidden_size``, ``candidate_sizes``, ``cells``, ``nodes``, ``cell_form``, ``operations``,
+        ``share_cells``, ``cost``, ``cost_floor``, ``alpha_init_std``, and those of `CellStack`.
     dataset : recbole.data.dataset.Dataset
         Provides the number of items and, for the item table, their counts.
 
@@ -83,7 +83,10 @@ class AdaRecSupernet(CellStack):
             raise AdaRecError(f"cost: unknown cost {config['cost']!r}; known are {', '.join(COSTS)}")
         size, nodes, cells = config["hidden_size"], config["nodes"], config["cells"]
         edge_count = len(edges(nodes))
-        super().__init__(config, dataset, size, [Cell(size, [operations] * edge_count, nodes) for _ in range(cells)])
+        self.cell_form: str = config["cell_form"] or "relu"  # missing in older model files
+        candidates, dropout = [operations] * edge_count, config["dropout_prob"]
+        stack = [Cell(size, candidates, nodes, self.cell_form, dropout) for _ in range(cells)]
+        super().__init__(config, dataset, size, stack)
         self.operations = operations
         self.nodes = nodes
         self._sources = [i for i, _ in edges(nodes)]
@@ -332,7 +335,8 @@ class AdaRecSupernet(CellStack):
 
     def _architecture(self, choice: list[list[int]], size: int | None = None) -> Architecture:
         """The `Architecture` of operation indices, which are given by cell and edge."""
-        return Architecture(size or self.hidden_size, tuple(tuple(self.operations[o] for o in cell) for cell in choice))
+        cells = tuple(tuple(self.operations[o] for o in cell) for cell in choice)
+        return Architecture(size or self.hidden_size, cells, self.cell_form)
 
     @torch.no_grad()
     def alpha_statistics(self) -> dict[str, float]:

@@ -153,7 +153,7 @@ def random_architectures(like: Architecture, config: Any, limit: float, number: 
     for _ in range(1_000_000):
         groups = 1 if config["share_cells"] else len(like.cells)
         cells = [tuple(rng.choices(config["operations"], k=len(like.cells[0]))) for _ in range(groups)]
-        drawn = Architecture(rng.choice(sizes), tuple(cells) * (len(like.cells) // groups))
+        drawn = Architecture(rng.choice(sizes), tuple(cells) * (len(like.cells) // groups), like.cell_form)
         if architecture_cost(drawn, config["cost"]) <= limit and drawn not in architectures:
             architectures.append(drawn)
             if len(architectures) == number:

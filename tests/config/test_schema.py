@@ -26,6 +26,7 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.losses.full_softmax import ITEM_LOSSES
 from recbole_adarec.model.item_table.base import ITEM_OUTPUTS, ITEM_TABLES
 from recbole_adarec.model.residual_blocks import LAYER_SHARING
+from recbole_adarec.model.search_space.architecture import CELL_FORMS
 from recbole_adarec.model.search_space.cost import COSTS
 from recbole_adarec.model.search_space.operations import OPERATIONS
 from recbole_adarec.model.teachers.base import backbones
@@ -70,6 +71,7 @@ def test_every_default_is_a_value_that_its_key_can_have():
     ("names", "registered"),
     [
         (adarec_keys.OPERATIONS, OPERATIONS),
+        (adarec_keys.CELL_FORMS, CELL_FORMS),
         (adarec_keys.LAYER_MAPPINGS, MAPPINGS),
         (adarec_keys.LAYER_DISTANCES, DISTANCES),
         (adarec_keys.COSTS, COSTS),

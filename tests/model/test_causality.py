@@ -24,12 +24,13 @@ def supernet(ml100k):
     return with_random_weights(get_model("AdaRecSupernet")(make_config("search"), ml100k.train._dataset))
 
 
-def student(ml100k):
+def student(ml100k, **form):
     operations = list(OPERATIONS)
     node = [operations[:1], operations[1:3], operations[3:6]]
     architecture = {
-        "format": "recbole-adarec-architecture/1",
+        "format": f"recbole-adarec-architecture/{2 if form else 1}",
         "hidden_size": 32,
+        **form,
         "cells": [node, [operations[6:7]] + node[1:]],
     }
     config = make_config("student", architecture=architecture)
@@ -45,7 +46,8 @@ def models(ml100k):
     teachers["filters alone"] = teacher(ml100k, "CausalBSARec", filter_weight=1.0, norm_first=False)
     teachers["with positions"] = teacher(ml100k, "CausalBSARec", position_embeddings=True)
     teachers["without positions"] = teacher(ml100k, "SASRec", position_embeddings=False)
-    return teachers | {"supernet": supernet(ml100k), "student": student(ml100k)}
+    students = {"student": student(ml100k), "residual student": student(ml100k, cell_form="residual")}
+    return teachers | students | {"supernet": supernet(ml100k)}
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

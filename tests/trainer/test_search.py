@@ -15,7 +15,7 @@ from recbole_adarec.config.stages import stage_config
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_parameters
-from recbole_adarec.model.search_space.architecture import Architecture
+from recbole_adarec.model.search_space.architecture import CELL_FORMS, Architecture
 from recbole_adarec.model.search_space.budget import within_budget
 from recbole_adarec.model.search_space.cost import architecture_cost, layers_cost, operation_cost
 from recbole_adarec.model.search_space.operations import OPERATIONS
@@ -29,14 +29,15 @@ def build(config, data):
 
 
 @torch.no_grad()
-def test_student_equals_the_supernet_on_its_path(ml100k):
-    supernet = get_model("AdaRecSupernet")(make_config("search"), ml100k.train._dataset).eval()
+@pytest.mark.parametrize("form", CELL_FORMS)
+def test_student_equals_the_supernet_on_its_path(ml100k, form):
+    supernet = get_model("AdaRecSupernet")(make_config("search", cell_form=form), ml100k.train._dataset).eval()
     sequence = torch.randint(1, 1000, (5, 20))
     for seed in range(5):
         torch.manual_seed(seed)
         sample = supernet.sample(1.0)
         names = tuple(tuple(supernet.operations[o] for o in cell) for cell in sample.choice)
-        config = make_config("student", architecture=Architecture(supernet.hidden_size, names).to_dict())
+        config = make_config("student", architecture=Architecture(supernet.hidden_size, names, form).to_dict())
         student = get_model("AdaRecStudent")(config, ml100k.train._dataset).eval()
         weights = supernet.state_dict()
         student.load_state_dict({name: weights[name] for name in student.state_dict()})
@@ -45,11 +46,14 @@ def test_student_equals_the_supernet_on_its_path(ml100k):
         assert all(torch.equal(x, y) for x, y in zip(expected.layers, actual.layers, strict=True))
 
 
-@pytest.mark.parametrize(("frozen", "share"), [(True, True), (False, True), (True, False)])
-def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k, frozen, share):
+@pytest.mark.parametrize(
+    ("frozen", "share", "form"),
+    [(True, True, "relu"), (False, True, "relu"), (True, False, "relu"), (True, False, "residual")],
+)
+def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k, frozen, share, form):
     """Running only the drawn operations gives the exact gradient of α, with trained or frozen weights."""
     names = [name for name in OPERATIONS if name != "none"]
-    config = make_config("search", operations=names, search_dropout_prob=0.0, share_cells=share)
+    config = make_config("search", operations=names, search_dropout_prob=0.0, share_cells=share, cell_form=form)
     supernet = get_model("AdaRecSupernet")(config, ml100k.train._dataset)
     with torch.no_grad():
         supernet.item_table.embedding.weight.mul_(5)

@@ -15,6 +15,8 @@ from recbole_adarec.storage.files import write_text
 from recbole_adarec.storage.properties import find_file
 
 FORMAT = "recbole-adarec-architecture/1"
+FORMAT_2 = "recbole-adarec-architecture/2"  # with cell_form
+CELL_FORMS = ("relu", "residual")
 
 
 def edges(nodes: int) -> list[tuple[int, int]]:
@@ -35,15 +37,19 @@ class Architecture:
         Channels C of the student.
     cells : tuple of tuple of str
         Names of the operations, for each of S cells those of its E edges in the order of `edges`.
+    cell_form : str
+        ``relu`` or ``residual``, see `Cell`.
 
     Raises
     ------
     AdaRecError
-        If there is no cell, cells differ in their number of edges, or an operation is unknown or not causal.
+        If there is no cell, cells differ in their number of edges, an operation is unknown or not causal, or the form
+        is unknown.
     """
 
     hidden_size: int
     cells: tuple[tuple[str, ...], ...]
+    cell_form: str = "relu"
 
     def __post_init__(self) -> None:
         if self.hidden_size < 1 or not self.cells:
@@ -54,6 +60,8 @@ class Architecture:
                 f"architecture: cells have {sorted(counts)} edges; all must have the same number, "
                 "1, 3, 6, 10, … for 1, 2, 3, 4, … nodes"
             )
+        if self.cell_form not in CELL_FORMS:
+            raise AdaRecError(f"architecture: cell_form is {self.cell_form!r}; known are {', '.join(CELL_FORMS)}")
         check_operations(sorted({name for cell in self.cells for name in cell}), "architecture")
 
     @property
@@ -68,9 +76,11 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """The YAML form. Node j of a cell is the list of the operations on its edges from nodes 0..j-1."""
+        relu = self.cell_form == "relu"
         return {
-            "format": FORMAT,
+            "format": FORMAT if relu else FORMAT_2,
             "hidden_size": self.hidden_size,
+            **({} if relu else {"cell_form": self.cell_form}),
             "cells": [
                 [[cell[e] for e, (_, to) in enumerate(edges(self.nodes)) if to == j] for j in range(1, self.nodes + 1)]
                 for cell in self.cells
@@ -93,12 +103,12 @@ class Architecture:
         AdaRecError
             If an entry is missing, unknown or wrong.
         """
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if not isinstance(content, dict) or content.get("format") not in (FORMAT, FORMAT_2):
             actual = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise AdaRecError(f"{where}: format is {actual!r}, expected {FORMAT!r}")
-        unknown = set(content) - {"format", "hidden_size", "cells", "share_cells"}
-        if unknown:
-            raise AdaRecError(f"{where}: unknown key {sorted(unknown)[0]!r}; known are format, hidden_size, cells")
+            raise AdaRecError(f"{where}: format is {actual!r}, expected {FORMAT!r} or {FORMAT_2!r}")
+        known = ["format", "hidden_size", "cells", "share_cells", *(["cell_form"] * (content["format"] == FORMAT_2))]
+        if unknown := set(content) - set(known):
+            raise AdaRecError(f"{where}: unknown key {min(unknown, key=str)!r}; known are {', '.join(known)}")
         size, cells, share = content.get("hidden_size"), content.get("cells"), content.get("share_cells", 1)
         if not isinstance(size, int) or isinstance(size, bool):
             raise AdaRecError(f"{where}: hidden_size is {size!r}, expected a whole number")
@@ -119,7 +129,7 @@ class Architecture:
                         "earlier node"
                     )
             flat.append(tuple(name for node in cell for name in node))
-        return cls(size, tuple(flat) * share)
+        return cls(size, tuple(flat) * share, content.get("cell_form", "relu"))
 
     def save(self, path: str | Path) -> None:
         """Write the YAML form to a file, atomically."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_adarec.model.layers import Dropout
 from recbole_adarec.model.search_space.architecture import edges
 from recbole_adarec.model.search_space.operations import OPERATIONS, share_pointwise_weights
 
@@ -18,8 +19,13 @@ NodeHook = Callable[[int, Tensor], Tensor]
 class Cell(nn.Module):
     """A cell (AdaRec, arXiv 2107.07173, section 3.2): maps ``[B, L, C]`` to ``[B, L, C]``.
 
-    Node 0 is the input x. Node j is the sum over all earlier nodes i of the operation of edge (i, j), applied to
-    ``ReLU(node_i)``. The output is ``x + ReLU(LayerNorm(sum_j softmax(a)_j node_j))``.
+    Node 0 is the input x. Node j is the sum over all earlier nodes i of the operation of edge (i, j). By `form`, which
+    the key ``cell_form`` names, an operation is applied to, and the output is:
+
+    ``relu``: ``ReLU(node_i)``; ``x + ReLU(LayerNorm(sum_j softmax(a)_j node_j))``.
+
+    ``residual``: ``node_i``; ``LayerNorm(x + dropout(sum_j softmax(a)_j node_j))``, as in a transformer with norms
+    after the sums.
 
     Supernet and student use the same class: on one path both compute the same, and their parameters have the same
     names.
@@ -32,24 +38,33 @@ class Cell(nn.Module):
         Names of the operations on each of the E edges: all O in a supernet, one or none in a student.
     nodes : int
         Number of computed nodes.
+    form : str
+        ``relu`` or ``residual``.
+    dropout : float
+        Of the form ``residual``.
 
     Notes
     -----
-    The weight of the LayerNorm starts at 0.1, so that a new cell is nearly the identity. Started at 1, four cells drown
-    the item embeddings, which start from the teacher's. Validation log-likelihood on ml-100k: -5.774 with 0.1, -5.815
-    with 1.
+    With ``relu`` the weight of the LayerNorm starts at 0.1, so that a new cell is nearly the identity. Started at 1,
+    four cells drown the item embeddings, which start from the teacher's. Validation log-likelihood on ml-100k: -5.774
+    with 0.1, -5.815 with 1.
     """
 
-    def __init__(self, size: int, candidates: Sequence[Sequence[str]], nodes: int) -> None:
+    def __init__(
+        self, size: int, candidates: Sequence[Sequence[str]], nodes: int, form: str = "relu", dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.nodes = nodes
+        self.nodes, self.residual = nodes, form == "residual"
         modules = [nn.ModuleDict({name: OPERATIONS[name].build(size) for name in names}) for names in candidates]
         for edge_modules in modules:
             share_pointwise_weights(edge_modules.values())
         self.edges = nn.ModuleList(modules)
         self.node_weights = nn.Parameter(torch.zeros(nodes))  # a
         self.norm = nn.LayerNorm(size)
-        nn.init.constant_(self.norm.weight, 0.1)  # nearly the identity at first, as the teacher's blocks are
+        if self.residual:
+            self.dropout = Dropout(dropout)
+        else:
+            nn.init.constant_(self.norm.weight, 0.1)  # nearly the identity at first, as the teacher's blocks are
 
     def forward(self, x: Tensor, edge: Edge, node_hook: NodeHook | None = None) -> Tensor:
         """Output of the cell, ``[B, L, C]``.
@@ -61,13 +76,13 @@ class Cell(nn.Module):
         x : Tensor
             Input, ``[B, L, C]``.
         edge : callable
-            Is called with the index of an edge and its source after ReLU, ``[B, L, C]``. Returns the output of the
-            edge, ``[B, L, C]``, or None for no edge.
+            Is called with the index of an edge and what its operation is applied to, ``[B, L, C]``. Returns the output
+            of the edge, ``[B, L, C]``, or None for no edge.
         node_hook : callable, optional
             Is called with the number of each computed node, from 1, and its value. Returns the tensor to use in place
             of that value.
         """
-        sources: list[Tensor | None] = [x.relu()]
+        sources: list[Tensor | None] = [self._source(x)]
         mixed: Tensor | None = None
         weights = self.node_weights.softmax(0).unbind()
         index = 0
@@ -84,8 +99,13 @@ class Cell(nn.Module):
             if node is not None:
                 mixed = weights[j - 1] * node if mixed is None else torch.addcmul(mixed, node, weights[j - 1])
             if j < self.nodes:  # the last node has no outgoing edges
-                sources.append(None if node is None else node.relu())
-        return x if mixed is None else x + F.relu(self.norm(mixed))
+                sources.append(None if node is None else self._source(node))
+        if mixed is None:
+            return x
+        return self.norm(x + self.dropout(mixed)) if self.residual else x + F.relu(self.norm(mixed))
+
+    def _source(self, node: Tensor) -> Tensor:
+        return node if self.residual else node.relu()
 
 
 def live_edges(operations: Sequence[str], nodes: int) -> list[bool]:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.search_space.architecture import FORMAT, Architecture, edges
+from recbole_adarec.model.search_space.architecture import FORMAT, FORMAT_2, Architecture, edges
 from recbole_adarec.model.search_space.cell import live_edges
 from recbole_adarec.storage.properties import PROPERTIES
 
@@ -22,6 +22,13 @@ def test_round_trip(tmp_path):
     assert Architecture.load(tmp_path / "a.yaml") == architecture
     assert yaml.safe_load((tmp_path / "a.yaml").read_text())["cells"][0] == CELL
     assert architecture.count() == {"conv_3": 3, "dilated_conv_5": 3, "max_pool_3": 3, "skip": 3, "none": 6}
+
+
+def test_round_trip_with_the_form_of_its_cells(tmp_path):
+    architecture = Architecture(16, (("filter",), ("feed_forward",)), "residual")
+    architecture.save(tmp_path / "a.yaml")
+    assert Architecture.load(tmp_path / "a.yaml") == architecture
+    assert yaml.safe_load((tmp_path / "a.yaml").read_text())["format"] == FORMAT_2
 
 
 def test_is_immutable():
@@ -49,6 +56,8 @@ def test_edges_behind_a_node_without_input_are_not_live():
     ("change", "message"),
     [
         ({"format": "other/1"}, "format is 'other/1'"),
+        ({"cell_form": "residual"}, "unknown key 'cell_form'; known are format, hidden_size, cells, share_cells"),
+        ({"format": FORMAT_2, "cell_form": "round"}, "cell_form is 'round'; known are relu, residual"),
         ({"hidden_size": "large"}, "hidden_size is 'large'"),
         ({"hidden_size": 0}, "hidden_size must be positive"),
         ({"cells": []}, "expected a list of cells"),

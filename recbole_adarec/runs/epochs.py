@@ -47,8 +47,10 @@ def trial_training(epochs: int, targets: int) -> tuple[int, float]:
         Targets of an epoch. An eighth of the epochs may be a part of one only where that part has many targets, and
         where there are epochs after it.
     """
+    if epochs == 1:
+        return 1, 1.0
     wanted = epochs * _TRIAL_SHARE
-    return max(1, round(wanted)), min(1.0, max(wanted, _LARGE / targets)) if epochs > 1 else 1.0
+    return max(1, round(wanted)), min(1.0, max(wanted, _LARGE / targets))
 
 
 def mean_members(targets: int, epochs: int) -> int:

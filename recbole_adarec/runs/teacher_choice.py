@@ -58,10 +58,9 @@ class TeacherChoice:
         targets = int(data.train._dataset.windows.length.sum())
         self.epochs: int = config.given("teacher", "epochs") or teacher_epochs(targets)
         self.most: int = config.values["most_members"] or mean_members(targets, self.epochs)
-        trial, self.trial_share = trial_training(self.epochs, targets)
-        if given := config.values["trial_epochs"]:
-            trial, self.trial_share = min(given, self.epochs), 1.0
-        self.trial_epochs: int = trial
+        given: int | None = config.values["trial_epochs"]
+        trial = (min(given, self.epochs), 1.0) if given else trial_training(self.epochs, targets)
+        self.trial_epochs, self.trial_share = trial
         self.has_second_seeds = has_second_seeds(targets)
 
     def teacher(self, stage_config: Any) -> tuple[Any, dict[str, Any]]:

@@ -106,7 +106,9 @@ class Architecture:
         if not isinstance(content, dict) or content.get("format") not in (FORMAT, FORMAT_2):
             actual = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise AdaRecError(f"{where}: format is {actual!r}, expected {FORMAT!r} or {FORMAT_2!r}")
-        known = ["format", "hidden_size", "cells", "share_cells", *(["cell_form"] * (content["format"] == FORMAT_2))]
+        known = ["format", "hidden_size", "cells", "share_cells"]
+        if content["format"] == FORMAT_2:
+            known.append("cell_form")
         if unknown := set(content) - set(known):
             raise AdaRecError(f"{where}: unknown key {min(unknown, key=str)!r}; known are {', '.join(known)}")
         size, cells, share = content.get("hidden_size"), content.get("cells"), content.get("share_cells", 1)

@@ -118,7 +118,8 @@ class MultiHeadAttention(nn.Module):
     """Causal self-attention with queries, keys, values and an output projection (Vaswani et al., arXiv 1706.03762).
 
     The logit of a position d positions back is reduced by ``slope * d`` with a learned slope for each head (ALiBi,
-    Press et al., arXiv 2108.12409). Two heads, or one where the channels are odd.
+    Press et al., arXiv 2108.12409), as a student embeds no positions; teachers have `SelfAttention`. Two heads, or one
+    where the channels are odd.
 
     Parameters
     ----------

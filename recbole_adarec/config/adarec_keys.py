@@ -162,6 +162,8 @@ SECTIONS: tuple[Section, ...] = (
     )),
     Section("The supernet", (
         Key("cells", INT, "Cells S, one after the other.", {"search": 4}, low=1),
+        Key("repeats", INT, "How many times all cells are applied in the search: with the same operations and alpha, "
+            "and norms of their own.", {"search": 1}, low=1),
         Key("nodes", INT, "Computed nodes of a cell; 2 nodes have 3 edges, 3 nodes have 6.", {"search": 2}, low=1,
             high=64),
         Key("cell_form", TEXT, "What surrounds the operations of a cell: relu: ReLU before them and after the sum; "
@@ -203,6 +205,8 @@ SECTIONS: tuple[Section, ...] = (
             low=1e-3),
         Key("candidate_sizes", (list,), "Hidden sizes of candidates; ~: hidden_size alone.",
             {"search": [32, 48, 64]}, optional=True, each=INT, each_low=1, nonempty=True),
+        Key("candidate_repeats", (list,), "Repeats of candidates; ~: repeats alone.", {"search": None}, optional=True,
+            each=INT, each_low=1, nonempty=True),
         Key("candidate_epochs", INT, "Epochs that each candidate is trained; fewer on large datasets, down to a part "
             "of one.", {"search": 2}, low=1),
         Key("finalist_epochs", INT, "Epochs that the best of each size is trained to choose the size; fewer on large "

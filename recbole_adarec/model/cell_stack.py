@@ -26,7 +26,7 @@ class CellStack(SequenceRecommender):
     size : int
         Channels C.
     cells : list of Cell
-        The S cells.
+        The S cells, with the repetitions.
     parameters : int, optional
         Largest number of parameters of the whole model, where the item table is adaptive.
     """

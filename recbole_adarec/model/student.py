@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.cell_stack import CellStack
 from recbole_adarec.model.search_space.architecture import as_architecture, edges
-from recbole_adarec.model.search_space.cell import Cell, live_edges
+from recbole_adarec.model.search_space.cell import Cell, live_edges, repeated
 
 
 class AdaRecStudent(CellStack):
@@ -38,16 +38,17 @@ class AdaRecStudent(CellStack):
     def __init__(self, config: Any, dataset: Any) -> None:
         architecture = as_architecture(config["architecture"])
         size, nodes, form = architecture.hidden_size, architecture.nodes, architecture.cell_form
-        cells: list[Any] = []
+        cells: list[Cell] = []
         for operations in architecture.cells:
             live = live_edges(operations, nodes)
             candidates = [[name] if alive else [] for name, alive in zip(operations, live, strict=True)]
             cells.append(Cell(size, candidates, nodes, form, config["dropout_prob"]))
-        super().__init__(config, dataset, size, cells, config["total_parameters"])
+        stack: list[Any] = repeated(cells, architecture.repeats)
+        super().__init__(config, dataset, size, stack, config["total_parameters"])
         self.architecture = architecture
         # For one sequence a dict look-up, or the overhead of Module.__call__, takes as long as the arithmetic.
         self._calls = [
-            [_edge_call(i, edge) for (i, _), edge in zip(edges(nodes), cell.edges, strict=True)] for cell in cells
+            [_edge_call(i, edge) for (i, _), edge in zip(edges(nodes), cell.edges, strict=True)] for cell in stack
         ]
 
     def encode(self, item_seq: Tensor) -> Encoding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,8 @@ from recbole_adarec.model.cell_stack import CellStack
 from recbole_adarec.model.gates import Trace, gate_gradients
 from recbole_adarec.model.search_space.architecture import Architecture, edges
 from recbole_adarec.model.search_space.budget import within_budget
-from recbole_adarec.model.search_space.cell import Cell
-from recbole_adarec.model.search_space.cost import COSTS, cell_cost, operation_cost
+from recbole_adarec.model.search_space.cell import Cell, repeated
+from recbole_adarec.model.search_space.cost import COSTS, cell_cost, operation_cost, paid
 from recbole_adarec.model.search_space.operations import check_operations
 
 
@@ -29,11 +30,26 @@ class Sample(NamedTuple):
         One-hot weights whose gradient is that of the softmax (straight-through), ``[G, E, O]``. G is the number of
         groups of cells that share α: 1 with ``share_cells``, else S.
     choice : list of list of int
-        Index of the drawn operation, by cell and edge.
+        Index of the drawn operation, by cell and edge, for all repetitions of the cells.
     """
 
     gates: Tensor
     choice: list[list[int]]
+
+
+class Shape(NamedTuple):
+    """What an architecture has besides its operations.
+
+    Attributes
+    ----------
+    size : int
+        Channels C.
+    repeats : int
+        How many times all cells are applied.
+    """
+
+    size: int
+    repeats: int
 
 
 class AdaRecSupernet(CellStack):
@@ -42,8 +58,9 @@ class AdaRecSupernet(CellStack):
     Parameters
     ----------
     config : recbole.config.Config
-        The keys ``hidden_size``, ``candidate_sizes``, ``cells``, ``nodes``, ``cell_form``, ``operations``,
-        ``share_cells``, ``cost``, ``cost_floor``, ``alpha_init_std``, and those of `CellStack`.
+        The keys ``hidden_size``, ``candidate_sizes``, ``cells``, ``repeats``, ``candidate_repeats``, ``nodes``,
+        ``cell_form``, ``operations``, ``share_cells``, ``cost``, ``cost_floor``, ``alpha_init_std``, and those of
+        `CellStack`.
     dataset : recbole.data.dataset.Dataset
         Provides the number of items and, for the item table, their counts.
 
@@ -57,8 +74,12 @@ class AdaRecSupernet(CellStack):
         Cost of each operation, as a share of `most_expensive`, ``[O]``.
     cell_costs : float
         Cost of all cells without their operations, as a share of `most_expensive`.
+    cell_count : int
+        S, without repetitions.
     most_expensive : float
-        Cost of the most expensive architecture, in the unit of ``cost``.
+        Cost of the most expensive architecture of the supernet's own shape, in the unit of ``cost``.
+    shapes : list of Shape
+        Those of the candidates.
     cost_kind : str
         The unit of costs: ``params``, ``macs`` or ``latency``; see `operation_cost`.
     cost_limit : float or None
@@ -81,26 +102,28 @@ class AdaRecSupernet(CellStack):
         check_operations(operations)
         if config["cost"] not in COSTS:
             raise AdaRecError(f"cost: unknown cost {config['cost']!r}; known are {', '.join(COSTS)}")
-        size, nodes, cells = config["hidden_size"], config["nodes"], config["cells"]
+        size, nodes, self.cell_count = config["hidden_size"], config["nodes"], config["cells"]
         edge_count = len(edges(nodes))
-        self.cell_form: str = config["cell_form"] or "relu"  # missing in older model files
+        self.cell_form: str = config["cell_form"] or "relu"  # missing in older model files, as repeats are
+        self.repeats: int = config["repeats"] or 1
         candidates, dropout = [operations] * edge_count, config["dropout_prob"]
-        stack = [Cell(size, candidates, nodes, self.cell_form, dropout) for _ in range(cells)]
-        super().__init__(config, dataset, size, stack)
+        stack = [Cell(size, candidates, nodes, self.cell_form, dropout) for _ in range(self.cell_count)]
+        super().__init__(config, dataset, size, repeated(stack, self.repeats))
         self.operations = operations
         self.nodes = nodes
         self._sources = [i for i, _ in edges(nodes)]
         self.cost_kind: str = config["cost"]
-        groups = 1 if config["share_cells"] else cells
+        groups = 1 if config["share_cells"] else self.cell_count
         self.alpha = nn.Parameter(config["alpha_init_std"] * torch.randn(groups, edge_count, len(operations)))
         self.register_buffer("alpha_initial", self.alpha.detach().clone())
-        prices = [operation_cost(name, size, self.cost_kind) for name in operations]
-        cells_price = cells * cell_cost(size, nodes, self.cost_kind)
+        self.shape = Shape(size, self.repeats)
+        sizes, repeats = config["candidate_sizes"] or [size], config["candidate_repeats"] or [self.repeats]
+        self.shapes = [Shape(*shape) for shape in product(sizes, repeats)]
+        prices, cells_price = self._prices(self.shape)
         # L_cost is 1 for the most expensive architecture, whatever the unit.
-        self.most_expensive = edge_count * cells * max(prices) + cells_price or 1.0
-        self.register_buffer("operation_costs", torch.tensor(prices, dtype=torch.float32) / self.most_expensive)
+        self.most_expensive = edge_count * self.cell_count * float(prices.max()) + cells_price or 1.0
+        self.register_buffer("operation_costs", prices.float() / self.most_expensive)
         self.cell_costs = cells_price / self.most_expensive
-        self.sizes: list[int] = config["candidate_sizes"] or [size]
         self.cost_limit: float | None = None
         self.cost_floor: float = config["cost_floor"]
         self.register_buffer("affordable", torch.ones(len(operations), dtype=torch.bool))
@@ -140,8 +163,8 @@ class AdaRecSupernet(CellStack):
         return self._per_cell(drawn)
 
     def _per_cell(self, choice: Tensor) -> list[list[int]]:
-        """Operation indices ``[G, E]`` as a list for each of the S cells."""
-        return choice.expand(len(self.cells), -1).tolist()
+        """Operation indices ``[G, E]`` as a list for each of the S cells, and again for each repetition."""
+        return choice.expand(self.cell_count, -1).tolist() * self.repeats
 
     def encode_path(self, item_seq: Tensor, choice: list[list[int]]) -> Encoding:
         """Hidden states on one path, without running the other operations (used to train the weights).
@@ -194,7 +217,7 @@ class AdaRecSupernet(CellStack):
         cost_weight : float or Tensor
             Weight of `cost_loss`.
         """
-        gradients = gate_gradients(self.cells, self.operations, trace, loss)
+        gradients = gate_gradients(self.cells, self.operations, trace, loss).unflatten(0, (self.repeats, -1)).sum(0)
         if len(sample.gates) < len(gradients):  # all cells share α
             gradients = gradients.sum(0, keepdim=True)
         objective = (sample.gates * gradients).sum() + cost_weight * self.cost_loss(sample.gates)
@@ -229,20 +252,19 @@ class AdaRecSupernet(CellStack):
         if budget is None:
             return
         self.cost_limit = budget * teacher_cost / self.most_expensive
-        edge_count, repeats = len(edges(self.nodes)), len(self.cells) // len(self.alpha)
-        cheapest = self.cell_costs + float(self.operation_costs.min()) * edge_count * len(self.cells)
+        cheapest = self._cheapest(self.shape)
         if cheapest > self.cost_limit:
             raise AdaRecError(
                 f"cost_budget: no student costs at most {budget} of the teacher's layers ({self.cost_kind}); the "
-                f"cheapest with hidden_size {self.hidden_size} and {len(self.cells)} cells of {self.nodes} nodes costs "
+                f"cheapest with hidden_size {self.hidden_size} and {self.cell_count} cells of {self.nodes} nodes costs "
                 f"{cheapest * self.most_expensive / teacher_cost:.4f}"
             )
-        if all(self._cheapest(size) > self.cost_limit for size in self.sizes):
+        if all(self._cheapest(shape) > self.cost_limit for shape in self.shapes):
             raise AdaRecError(
-                f"cost_budget: no student of the candidate_sizes {self.sizes} costs at most {budget} of the teacher's "
-                f"layers ({self.cost_kind})"
+                f"cost_budget: no student of the candidate_sizes {sorted({shape.size for shape in self.shapes})} costs "
+                f"at most {budget} of the teacher's layers ({self.cost_kind})"
             )
-        extra = repeats * (self.operation_costs - self.operation_costs.min())
+        extra = self.cell_count / len(self.alpha) * (self.operation_costs - self.operation_costs.min())
         self.affordable.copy_(cheapest + extra <= self.cost_limit * (1 + 1e-6))
 
     def beyond_budget(self) -> list[str]:
@@ -251,8 +273,7 @@ class AdaRecSupernet(CellStack):
 
     def cost(self, gates: Tensor) -> Tensor:
         """Cost of the architecture of gates ``[G, E, O]``, a scalar, as a share of `most_expensive`."""
-        repeats = len(self.cells) // len(gates)
-        return repeats * (gates * self.operation_costs).sum() + self.cell_costs
+        return self.cell_count / len(gates) * (gates * self.operation_costs).sum() + self.cell_costs
 
     def cost_loss(self, gates: Tensor) -> Tensor:
         """L_cost of gates ``[G, E, O]``, a scalar: the cost, or with a limit the excess over it."""
@@ -261,48 +282,48 @@ class AdaRecSupernet(CellStack):
 
     @torch.no_grad()
     def derived_choice(
-        self, size: int | None = None, noise: Tensor | None = None, temperature: float = 1.0
+        self, shape: Shape | None = None, noise: Tensor | None = None, temperature: float = 1.0
     ) -> list[list[int]]:
-        """Most probable operations under α: indices by cell and edge.
+        """Most probable operations under α: indices by cell and edge, for all repetitions of the supernet's cells.
 
         Without a cost limit each edge is decided alone; with one all edges are decided together, see `within_budget`.
 
         Parameters
         ----------
-        size : int, optional
-            Channels of the student, which decide the costs of operations; default: those of the supernet.
+        shape : Shape, optional
+            That of the student, which decides the costs of operations; default: that of the supernet.
         noise : Tensor, optional
             Gumbel noise ``[G, E, O]``. The result is then a random draw (perturb and maximise).
         temperature : float
             Temperature of the softmax of α.
         """
-        size, log_p = size or self.hidden_size, (self.logits() / temperature).log_softmax(-1)
+        log_p = (self.logits() / temperature).log_softmax(-1)
         if noise is not None:
             log_p = log_p + noise.to(log_p.device)
         if self.cost_limit is None:
             return self._per_cell(log_p.argmax(-1))
-        prices, cells_price = self._prices(size)
-        repeats = len(self.cells) // len(log_p)
+        prices, cells_price = self._prices(shape or self.shape)
+        prices = prices * (self.cell_count / len(log_p) / self.most_expensive)
         none = self.operations.index("none") if "none" in self.operations else None
-        budget = self.cost_limit - cells_price
-        best = within_budget(log_p, repeats * prices, budget, self.nodes, none, self.cost_floor)
+        budget = self.cost_limit - cells_price / self.most_expensive
+        best = within_budget(log_p, prices, budget, self.nodes, none, self.cost_floor)
         return self._per_cell(torch.tensor(best))
 
     def derive(self) -> Architecture:
         """The most probable architecture under α, within the cost limit."""
-        return self._architecture(self.derived_choice())
+        return self._architecture(self.derived_choice(), self.shape)
 
     def candidates(
-        self, sizes: Sequence[int], number: int, temperature: float, generator: torch.Generator
+        self, shapes: Sequence[Shape], number: int, temperature: float, generator: torch.Generator
     ) -> list[Architecture]:
-        """Different architectures for validation to choose from: for each size the most probable one, and draws from α.
+        """Different architectures for validation to choose from: of each shape the most probable, and draws from α.
 
         Parameters
         ----------
-        sizes : sequence of int
-            Hidden sizes. A size without an architecture within the cost limit is skipped.
+        shapes : sequence of Shape
+            A shape without an architecture within the cost limit is skipped.
         number : int
-            Largest number of architectures per size. There are fewer where ``20 * (number - 1)`` draws give fewer
+            Largest number of architectures of a shape. There are fewer where ``20 * (number - 1)`` draws give fewer
             different ones.
         temperature : float
             Temperature of the softmax of α; above 1 the draws differ more.
@@ -310,33 +331,34 @@ class AdaRecSupernet(CellStack):
             A generator on the CPU.
         """
         architectures: list[Architecture] = []
-        for size in sizes:
-            if self.cost_limit is not None and self._cheapest(size) > self.cost_limit:
+        for shape in shapes:
+            if self.cost_limit is not None and self._cheapest(shape) > self.cost_limit:
                 continue
-            same_size = [self._architecture(self.derived_choice(size), size)]
+            alike = [self._architecture(self.derived_choice(shape), shape)]
             for _ in range(20 * (number - 1)):
                 noise = -torch.empty(self.alpha.shape).exponential_(generator=generator).log()
-                drawn = self._architecture(self.derived_choice(size, noise, temperature), size)
-                if len(same_size) < number and drawn not in same_size:
-                    same_size.append(drawn)
-            architectures += same_size
+                drawn = self._architecture(self.derived_choice(shape, noise, temperature), shape)
+                if len(alike) < number and drawn not in alike:
+                    alike.append(drawn)
+            architectures += alike
         return architectures
 
-    def _cheapest(self, size: int) -> float:
-        """Cost of the cheapest architecture of a hidden size, as a share of `most_expensive`."""
-        prices, cells_price = self._prices(size)
-        return cells_price + float(prices.min()) * len(self.cells) * len(edges(self.nodes))
+    def _cheapest(self, shape: Shape) -> float:
+        """Cost of the cheapest architecture of a shape, as a share of `most_expensive`."""
+        prices, cells_price = self._prices(shape)
+        return (cells_price + float(prices.min()) * self.cell_count * len(edges(self.nodes))) / self.most_expensive
 
-    def _prices(self, size: int) -> tuple[Tensor, float]:
-        """Cost of each operation ``[O]``, and of all cells without operations, as shares of `most_expensive`."""
+    def _prices(self, shape: Shape) -> tuple[Tensor, float]:
+        """Cost of each operation in one cell, float64 ``[O]``, and of all cells without operations."""
+        size, repeats = shape
         prices = torch.tensor([operation_cost(name, size, self.cost_kind) for name in self.operations])
-        cells_price = len(self.cells) * cell_cost(size, self.nodes, self.cost_kind)
-        return prices.double() / self.most_expensive, cells_price / self.most_expensive
+        cells_price = repeats * self.cell_count * cell_cost(size, self.nodes, self.cost_kind)
+        return paid(repeats, self.cost_kind) * prices.double(), cells_price
 
-    def _architecture(self, choice: list[list[int]], size: int | None = None) -> Architecture:
+    def _architecture(self, choice: list[list[int]], shape: Shape) -> Architecture:
         """The `Architecture` of operation indices, which are given by cell and edge."""
-        cells = tuple(tuple(self.operations[o] for o in cell) for cell in choice)
-        return Architecture(size or self.hidden_size, cells, self.cell_form)
+        cells = tuple(tuple(self.operations[o] for o in cell) for cell in choice[: self.cell_count])
+        return Architecture(shape.size, cells, self.cell_form, shape.repeats)
 
     @torch.no_grad()
     def alpha_statistics(self) -> dict[str, float]:

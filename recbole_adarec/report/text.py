@@ -259,8 +259,10 @@ def architecture_summary(report: Mapping[str, Any]) -> str:
     if not cells:
         return "No architecture was recorded."
     listed = ", ".join(f"{name} {format_number(number_at(counts, name), '{:.0f}')}" for name in counts)
+    repeats = number_at(architecture, "repeats") or 1
+    times = "" if repeats == 1 else f" applied {plural(int(repeats), 'time')}, with norms of their own"
     return (
-        f"{plural(len(cells), 'cell')} of {plural(len(cells[0]), 'node')}, hidden size "
+        f"{plural(len(cells), 'cell')} of {plural(len(cells[0]), 'node')}{times}, hidden size "
         f"{format_number(number_at(architecture, 'hidden_size'), '{:.0f}')}. Edges by operation: {listed or DASH}. "
         "A node is the sum of its operations on earlier nodes; edges that contribute nothing are left out."
     )
@@ -322,7 +324,10 @@ def candidates_table(report: Mapping[str, Any], fmt: str) -> str:
         counts = row.get("operations") or {}
         operations = ", ".join(f"{format_number(number_at(counts, name), '{:.0f}')} {name}" for name in counts)
         measures = [format_number(number_at(row, f"{stage}_log_likelihood"), "{:.4f}") for stage in ("valid", "final")]
-        rows.append([format_number(number_at(row, "hidden_size"), "{:.0f}"), operations, *measures])
+        shape = format_number(number_at(row, "hidden_size"), "{:.0f}")
+        if (repeats := number_at(row, "repeats") or 1) > 1:
+            shape += f", {repeats:.0f} times"
+        rows.append([shape, operations, *measures])
     headers = ["hidden size", "operations of the candidate", "validation log-likelihood", "finalists, trained longer"]
     return text_table(headers, rows, fmt, left=2) if rows else ""
 

@@ -23,8 +23,8 @@ def choose_architecture(
 ) -> Architecture:
     """The candidate with the best validation log-likelihood.
 
-    All candidates are trained for a short time, then the best of each hidden size for longer. Each result is written
-    at once, so that a choice that was interrupted continues.
+    All candidates are trained for a short time, then the best of each shape (hidden size and repeats) for longer. Each
+    result is written at once, so that a choice that was interrupted continues.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def choose_architecture(
     if not content:
         content = _train_candidates(candidates, train, epochs, finalist_epochs, path)
     rows = content["candidates"]
-    best = max(best_of_each_size(rows), key=lambda row: row.get("final_log_likelihood", row["valid_log_likelihood"]))
+    best = max(best_of_each_shape(rows), key=lambda row: row.get("final_log_likelihood", row["valid_log_likelihood"]))
     return candidates[rows.index(best)]
 
 
@@ -82,7 +82,7 @@ def _train_candidates(
                     write_text(unfinished, json.dumps(plain(content), indent=1) + "\n")
 
     measure("valid_log_likelihood", epochs, range(len(rows)))
-    finalists = [rows.index(row) for row in best_of_each_size(rows)]
+    finalists = [rows.index(row) for row in best_of_each_shape(rows)]
     if len(finalists) > 1:
         measure("final_log_likelihood", finalist_epochs, finalists)
     if distributed.is_first():
@@ -91,17 +91,18 @@ def _train_candidates(
     return content
 
 
-def best_of_each_size(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The candidate of each hidden size with the best validation log-likelihood after the first training.
+def best_of_each_shape(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The candidate of each hidden size and number of repeats with the best log-likelihood after the first training.
 
     Parameters
     ----------
     rows : sequence of dict
         ``candidates`` of candidates.json.
     """
-    sizes = dict.fromkeys(row["hidden_size"] for row in rows)
-    by_size = ([row for row in rows if row["hidden_size"] == size] for size in sizes)
-    return [max(candidates, key=lambda row: row["valid_log_likelihood"]) for candidates in by_size]
+    alike: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        alike.setdefault((row["hidden_size"], row.get("repeats", 1)), []).append(row)
+    return [max(candidates, key=lambda row: row["valid_log_likelihood"]) for candidates in alike.values()]
 
 
 def read_json(path: Path) -> dict[str, Any]:

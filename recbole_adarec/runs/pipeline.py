@@ -206,7 +206,7 @@ class Run:
         trainer.fit(data.train, saved=False, verbose=False, show_progress=config["show_progress"])
         supernet, log = trainer.model, trainer.training_log
         candidates = supernet.candidates(
-            supernet.sizes, config["candidates"], config["candidate_temperature"], trainer.gumbel
+            supernet.shapes, config["candidates"], config["candidate_temperature"], trainer.gumbel
         )
         return supernet, {
             "epochs": len(log),

@@ -152,8 +152,9 @@ def random_architectures(like: Architecture, config: Any, limit: float, number: 
     sizes = config["candidate_sizes"] or [like.hidden_size]
     for _ in range(1_000_000):
         groups = 1 if config["share_cells"] else len(like.cells)
+        repeats = rng.choice(config["candidate_repeats"] or [like.repeats])
         cells = [tuple(rng.choices(config["operations"], k=len(like.cells[0]))) for _ in range(groups)]
-        drawn = Architecture(rng.choice(sizes), tuple(cells) * (len(like.cells) // groups), like.cell_form)
+        drawn = Architecture(rng.choice(sizes), tuple(cells) * (len(like.cells) // groups), like.cell_form, repeats)
         if architecture_cost(drawn, config["cost"]) <= limit and drawn not in architectures:
             architectures.append(drawn)
             if len(architectures) == number:

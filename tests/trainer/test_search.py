@@ -19,7 +19,7 @@ from recbole_adarec.model.search_space.architecture import CELL_FORMS, Architect
 from recbole_adarec.model.search_space.budget import within_budget
 from recbole_adarec.model.search_space.cost import architecture_cost, layers_cost, operation_cost
 from recbole_adarec.model.search_space.operations import OPERATIONS
-from recbole_adarec.model.supernet import Sample
+from recbole_adarec.model.supernet import Sample, Shape
 from tests.helpers import make_config, write_dataset
 
 
@@ -29,15 +29,16 @@ def build(config, data):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", CELL_FORMS)
-def test_student_equals_the_supernet_on_its_path(ml100k, form):
-    supernet = get_model("AdaRecSupernet")(make_config("search", cell_form=form), ml100k.train._dataset).eval()
+@pytest.mark.parametrize(("form", "repeats"), [*((form, 1) for form in CELL_FORMS), ("residual", 3)])
+def test_student_equals_the_supernet_on_its_path(ml100k, form, repeats):
+    config = make_config("search", cell_form=form, repeats=repeats)
+    supernet = get_model("AdaRecSupernet")(config, ml100k.train._dataset).eval()
     sequence = torch.randint(1, 1000, (5, 20))
     for seed in range(5):
         torch.manual_seed(seed)
         sample = supernet.sample(1.0)
-        names = tuple(tuple(supernet.operations[o] for o in cell) for cell in sample.choice)
-        config = make_config("student", architecture=Architecture(supernet.hidden_size, names, form).to_dict())
+        names = tuple(tuple(supernet.operations[o] for o in cell) for cell in sample.choice[:4])
+        config = make_config("student", architecture=Architecture(supernet.hidden_size, names, form, repeats).to_dict())
         student = get_model("AdaRecStudent")(config, ml100k.train._dataset).eval()
         weights = supernet.state_dict()
         student.load_state_dict({name: weights[name] for name in student.state_dict()})
@@ -47,13 +48,16 @@ def test_student_equals_the_supernet_on_its_path(ml100k, form):
 
 
 @pytest.mark.parametrize(
-    ("frozen", "share", "form"),
-    [(True, True, "relu"), (False, True, "relu"), (True, False, "relu"), (True, False, "residual")],
-)
-def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k, frozen, share, form):
+    ("frozen", "share", "form", "repeats"),
+    [(True, True, "relu", 1), (False, True, "relu", 1), (True, False, "relu", 1), (True, False, "residual", 2),
+     (False, True, "residual", 2)],
+)  # fmt: skip
+def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k, frozen, share, form, repeats):
     """Running only the drawn operations gives the exact gradient of α, with trained or frozen weights."""
     names = [name for name in OPERATIONS if name != "none"]
-    config = make_config("search", operations=names, search_dropout_prob=0.0, share_cells=share, cell_form=form)
+    config = make_config(
+        "search", operations=names, search_dropout_prob=0.0, share_cells=share, cell_form=form, repeats=repeats
+    )
     supernet = get_model("AdaRecSupernet")(config, ml100k.train._dataset)
     with torch.no_grad():
         supernet.item_table.embedding.weight.mul_(5)
@@ -61,7 +65,7 @@ def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k, frozen, share
     sample = supernet.sample(1.0)
 
     def mixture(cell, number, source):
-        gates = sample.gates[min(cell, len(sample.gates) - 1), number]
+        gates = sample.gates[0 if share else cell % 4, number]
         modules = supernet.cells[cell].edges[number]
         return sum(gates[o] * modules[name](source) for o, name in enumerate(supernet.operations))
 
@@ -198,9 +202,11 @@ def test_every_candidate_is_within_a_share_of_the_teachers_layers(ml100k, cost):
     supernet, teacher = limited(ml100k, cost_budget=0.3, cost=cost)
     with torch.no_grad():  # the search prefers what is expensive
         supernet.alpha[..., supernet.operations.index("sep_conv_5")] = 5.0
-    candidates = supernet.candidates([64, 16, 24], 3, 1.0, torch.Generator().manual_seed(0))
+    shapes = [Shape(64, 1), Shape(16, 1), Shape(24, 2)]
+    candidates = supernet.candidates(shapes, 3, 1.0, torch.Generator().manual_seed(0))
     assert len(candidates) == len(set(candidates)) == 9 and candidates[0] == supernet.derive()
     assert [architecture.hidden_size for architecture in candidates] == [64] * 3 + [16] * 3 + [24] * 3
+    assert [architecture.repeats for architecture in candidates] == [1] * 6 + [2] * 3
     limit = supernet.cost_limit * supernet.most_expensive
     assert cost == "latency" or limit == pytest.approx(0.3 * layers_cost(teacher, cost))
     assert cost != "params" or limit == pytest.approx(0.3 * count_parameters(teacher)["layers"])
@@ -231,7 +237,7 @@ def test_a_budget_below_the_cheapest_student_is_refused(ml100k):
 
 def test_sizes_without_a_student_within_the_budget_are_skipped(ml100k):
     supernet, _ = limited(ml100k, cost_budget=0.01, search_hidden_size=16)
-    candidates = supernet.candidates([16, 4096], 1, 1.0, torch.Generator().manual_seed(0))
+    candidates = supernet.candidates([Shape(16, 1), Shape(4096, 1)], 1, 1.0, torch.Generator().manual_seed(0))
     assert [architecture.hidden_size for architecture in candidates] == [16]
     with pytest.raises(AdaRecError, match=r"no student of the candidate_sizes \[4096\] costs at most 0.01 of"):
         limited(ml100k, cost_budget=0.01, search_hidden_size=16, candidate_sizes=[4096])

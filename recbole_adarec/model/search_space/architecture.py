@@ -15,7 +15,7 @@ from recbole_adarec.storage.files import write_text
 from recbole_adarec.storage.properties import find_file
 
 FORMAT = "recbole-adarec-architecture/1"
-FORMAT_2 = "recbole-adarec-architecture/2"  # with cell_form
+FORMAT_2 = "recbole-adarec-architecture/2"  # with cell_form, and perhaps repeats
 CELL_FORMS = ("relu", "residual")
 
 
@@ -39,21 +39,24 @@ class Architecture:
         Names of the operations, for each of S cells those of its E edges in the order of `edges`.
     cell_form : str
         ``relu`` or ``residual``, see `Cell`.
+    repeats : int
+        How many times all cells are applied, one after the other, with the same operations and other norms.
 
     Raises
     ------
     AdaRecError
-        If there is no cell, cells differ in their number of edges, an operation is unknown or not causal, or the form
-        is unknown.
+        If there is no cell or no repetition, cells differ in their number of edges, an operation is unknown or not
+        causal, or the form is unknown.
     """
 
     hidden_size: int
     cells: tuple[tuple[str, ...], ...]
     cell_form: str = "relu"
+    repeats: int = 1
 
     def __post_init__(self) -> None:
-        if self.hidden_size < 1 or not self.cells:
-            raise AdaRecError("architecture: hidden_size must be positive and there must be at least one cell")
+        if min(self.hidden_size, self.repeats, len(self.cells)) < 1:
+            raise AdaRecError("architecture: hidden_size, repeats and the number of cells must be at least 1")
         counts = {len(cell) for cell in self.cells}
         if len(counts) != 1 or not any(len(edges(n)) == next(iter(counts)) for n in range(1, 65)):
             raise AdaRecError(
@@ -76,11 +79,11 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """The YAML form. Node j of a cell is the list of the operations on its edges from nodes 0..j-1."""
-        relu = self.cell_form == "relu"
+        old = self.cell_form == "relu" and self.repeats == 1
         return {
-            "format": FORMAT if relu else FORMAT_2,
+            "format": FORMAT if old else FORMAT_2,
             "hidden_size": self.hidden_size,
-            **({} if relu else {"cell_form": self.cell_form}),
+            **({} if old else {"cell_form": self.cell_form, "repeats": self.repeats}),
             "cells": [
                 [[cell[e] for e, (_, to) in enumerate(edges(self.nodes)) if to == j] for j in range(1, self.nodes + 1)]
                 for cell in self.cells
@@ -108,14 +111,16 @@ class Architecture:
             raise AdaRecError(f"{where}: format is {actual!r}, expected {FORMAT!r} or {FORMAT_2!r}")
         known = ["format", "hidden_size", "cells", "share_cells"]
         if content["format"] == FORMAT_2:
-            known.append("cell_form")
+            known += ["cell_form", "repeats"]
+            if "cell_form" not in content:
+                raise AdaRecError(f"{where}: cell_form is missing, expected one of {', '.join(CELL_FORMS)}")
         if unknown := set(content) - set(known):
             raise AdaRecError(f"{where}: unknown key {min(unknown, key=str)!r}; known are {', '.join(known)}")
-        size, cells, share = content.get("hidden_size"), content.get("cells"), content.get("share_cells", 1)
-        if not isinstance(size, int) or isinstance(size, bool):
-            raise AdaRecError(f"{where}: hidden_size is {size!r}, expected a whole number")
-        if not isinstance(share, int) or share < 1:
-            raise AdaRecError(f"{where}: share_cells is {share!r}, expected a whole number of at least 1")
+        counts = {"hidden_size": content.get("hidden_size"), "share_cells": 1, "repeats": 1, **content}
+        for key in ("hidden_size", "share_cells", "repeats"):
+            if not isinstance(counts[key], int) or isinstance(counts[key], bool) or counts[key] < 1:
+                raise AdaRecError(f"{where}: {key} is {counts[key]!r}, expected a whole number of at least 1")
+        size, share, cells = counts["hidden_size"], counts["share_cells"], content.get("cells")
         if not isinstance(cells, list) or not cells:
             raise AdaRecError(f"{where}: cells is {cells!r}, expected a list of cells")
         if share > 1 and len(cells) > 1:
@@ -131,7 +136,7 @@ class Architecture:
                         "earlier node"
                     )
             flat.append(tuple(name for node in cell for name in node))
-        return cls(size, tuple(flat) * share, content.get("cell_form", "relu"))
+        return cls(size, tuple(flat) * share, content.get("cell_form", "relu"), counts["repeats"])
 
     def save(self, path: str | Path) -> None:
         """Write the YAML form to a file, atomically."""

@@ -108,6 +108,22 @@ class Cell(nn.Module):
         return node if self.residual else node.relu()
 
 
+def repeated(cells: Sequence[Cell], repeats: int) -> list[Cell]:
+    """Cells that are applied `repeats` times, one after the other, as a list of all repetitions.
+
+    Every repetition has the operations of the first, and a norm and node weights of its own: CpRec's sharing of layers
+    (Sun et al., SIGIR 2020, arXiv 2004.13139, section 3.2).
+    """
+    stack = list(cells)
+    for _ in range(repeats - 1):
+        for cell in cells:
+            size, form = cell.norm.normalized_shape[0], "residual" if cell.residual else "relu"
+            again = Cell(size, [()] * len(cell.edges), cell.nodes, form, cell.dropout.p if cell.residual else 0.0)
+            again.edges = cell.edges
+            stack.append(again)
+    return stack
+
+
 def live_edges(operations: Sequence[str], nodes: int) -> list[bool]:
     """Whether each edge of a cell is live: its operation is not "none", and its source node has an input.
 

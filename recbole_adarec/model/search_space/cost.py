@@ -68,12 +68,17 @@ def cell_cost(size: int, nodes: int, cost: str) -> float:
 
 def architecture_cost(architecture: Architecture, cost: str) -> float:
     """Cost of all cells of an architecture, in the unit of `operation_cost`; edges that are not live cost nothing."""
-    size, nodes = architecture.hidden_size, architecture.nodes
-    total = len(architecture.cells) * cell_cost(size, nodes, cost)
+    size, nodes, repeats = architecture.hidden_size, architecture.nodes, architecture.repeats
+    operations = 0.0
     for cell in architecture.cells:
         live = live_edges(cell, nodes)
-        total += sum(operation_cost(name, size, cost) for name, alive in zip(cell, live, strict=True) if alive)
-    return total
+        operations += sum(operation_cost(name, size, cost) for name, alive in zip(cell, live, strict=True) if alive)
+    return repeats * len(architecture.cells) * cell_cost(size, nodes, cost) + paid(repeats, cost) * operations
+
+
+def paid(repeats: int, cost: str) -> int:
+    """How many times the operations of cells that are repeated are paid: their parameters once."""
+    return 1 if cost == "params" else repeats
 
 
 @torch.no_grad()

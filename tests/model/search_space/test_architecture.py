@@ -25,10 +25,11 @@ def test_round_trip(tmp_path):
 
 
 def test_round_trip_with_the_form_of_its_cells(tmp_path):
-    architecture = Architecture(16, (("filter",), ("feed_forward",)), "residual")
-    architecture.save(tmp_path / "a.yaml")
-    assert Architecture.load(tmp_path / "a.yaml") == architecture
-    assert yaml.safe_load((tmp_path / "a.yaml").read_text())["format"] == FORMAT_2
+    for form, repeats in (("residual", 1), ("residual", 3), ("relu", 2)):
+        architecture = Architecture(16, (("filter",), ("feed_forward",)), form, repeats)
+        architecture.save(tmp_path / "a.yaml")
+        assert Architecture.load(tmp_path / "a.yaml") == architecture
+        assert yaml.safe_load((tmp_path / "a.yaml").read_text())["format"] == FORMAT_2
 
 
 def test_is_immutable():
@@ -59,7 +60,10 @@ def test_edges_behind_a_node_without_input_are_not_live():
         ({"cell_form": "residual"}, "unknown key 'cell_form'; known are format, hidden_size, cells, share_cells"),
         ({"format": FORMAT_2, "cell_form": "round"}, "cell_form is 'round'; known are relu, residual"),
         ({"hidden_size": "large"}, "hidden_size is 'large'"),
-        ({"hidden_size": 0}, "hidden_size must be positive"),
+        ({"format": FORMAT_2}, "cell_form is missing, expected one of relu, residual"),
+        ({"repeats": 2}, "unknown key 'repeats'"),
+        ({"format": FORMAT_2, "cell_form": "relu", "repeats": 0}, "repeats is 0, expected a whole number"),
+        ({"hidden_size": 0}, "hidden_size is 0, expected a whole number of at least 1"),
         ({"cells": []}, "expected a list of cells"),
         ({"cells": [[["conv_3"], ["skip"]]]}, "node 2 of cell 1"),
         ({"cells": [[["conv_9"]]]}, "unknown operation 'conv_9'; the nearest is 'conv_5'; known are conv_3"),

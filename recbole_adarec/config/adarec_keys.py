@@ -23,6 +23,7 @@ COSTS = ("params", "macs", "latency")
 ITEM_LOSSES = ("auto", "full", "chunked", "sampled")
 ITEM_TABLES = ("full", "adaptive")
 ITEM_OUTPUTS = ("tied", "untied")
+STORED_WEIGHTS = ("float32", "float16", "int8")
 LAYER_SHARING = ("none", "cross_layer", "cross_block", "adjacent_layer", "adjacent_block")
 AUTO = "auto"  # the value of ``backbone`` for the candidates in properties/backbone/auto.yaml
 BACKBONES = ("BERT4Rec", "CausalBSARec", "LRURec", "NextItNet", "SASRec")
@@ -215,6 +216,8 @@ SECTIONS: tuple[Section, ...] = (
     Section("The student", (
         Key("architecture", (str, dict), "Architecture file; given for a run, it is trained without a search.",
             {"run": None, "student": "architecture/default.yaml"}, optional=True),
+        Key("stored_weights", TEXT, "Form of the weights in the model file, to which they are rounded after training.",
+            {"student": "int8"}, choices=STORED_WEIGHTS),
         Key("supernet_path", TEXT, "search.pth of a run, to start from the supernet's weights.", {"student": None},
             optional=True),
         Key("init_from_supernet", FLAG, "True: start from the supernet's weights of the chosen operations.",

@@ -13,6 +13,7 @@ from torch import nn
 
 from recbole_adarec.model.base import SequenceRecommender
 from recbole_adarec.model.flops import counted_macs
+from recbole_adarec.storage.weights import packed, stored_bytes
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -40,6 +41,19 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
         if isinstance(module, nn.Embedding) and module.num_embeddings in (n_items, (n_items or 0) + 1)
     )
     return {"total": total, "item_table": table, "layers": total - table}
+
+
+def weights_bytes(model: nn.Module, stored: str | None = None) -> int:
+    """Bytes of a model's weights in a file.
+
+    Parameters
+    ----------
+    model : Module
+        Of this package or of RecBole.
+    stored : str, optional
+        The form in the file, ``stored_weights``; ``float32`` by default.
+    """
+    return stored_bytes(packed(model.state_dict(), stored or "float32"))
 
 
 @torch.no_grad()

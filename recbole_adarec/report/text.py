@@ -25,7 +25,8 @@ from recbole_adarec.report.records import (
 
 GLOSSARY = (
     "NDCG, Recall and MRR: on the test data. "
-    "Layer parameters: all trainable parameters except those of the item table; params: with the item table. "
+    "Layer parameters: all trainable parameters except those of the item table. "
+    "kB: the weights as the model file stores them, 1,000 bytes each. "
     "MACs: multiply-accumulates of scoring all items for one sequence, in matrix products and convolutions "
     "(k, M, G: thousands, millions, billions). "
     "p50: median time of a request with one sequence. "
@@ -119,7 +120,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], fmt: str, l
 
 
 def models_table(report: Mapping[str, Any], fmt: str) -> str:
-    """A row for each model: test metrics, parameters, MACs, latency and throughput."""
+    """A row for each model: test metrics, parameters, stored bytes, MACs, latency and throughput."""
     # A terminal has about 120 columns; in a page the headings wrap.
     brief = fmt != "html"
     columns: list[tuple[str, tuple[str, ...], Callable[[float], str]]] = [
@@ -128,7 +129,8 @@ def models_table(report: Mapping[str, Any], fmt: str) -> str:
             for key in metric_keys(report)
         ),
         ("layer params" if brief else "layer parameters", ("parameters", "layers"), "{:,.0f}".format),
-        ("params" if brief else "all parameters", ("parameters", "total"), "{:,.0f}".format),
+        *([] if brief else [("all parameters", ("parameters", "total"), "{:,.0f}".format)]),
+        ("kB" if brief else "weights, kB", ("weights_bytes",), lambda size: f"{size / 1000:,.0f}"),
         ("MACs", ("macs_per_sequence",), short_number),
         ("p50 ms" if brief else "latency p50, ms", ("latency_ms", "batch_1_p50"), "{:.2f}".format),
         ("seq/s" if brief else "sequences/s", ("sequences_per_second",), "{:,.0f}".format),
@@ -163,6 +165,7 @@ def student_ratios(report: Mapping[str, Any]) -> str:
         _accuracy_ratio(teacher, student, metric_keys(report)),
         ratio(("parameters", "layers"), "fewer", "more", "layer parameters"),
         ratio(("parameters", "total"), "fewer", "more", "parameters in all"),
+        ratio(("weights_bytes",), "fewer", "more", "bytes of weights"),
         ratio(("latency_ms", "batch_1_p50"), "lower", "higher", "batch-1 latency"),
     ]
     second = [

@@ -128,7 +128,6 @@ def train_model(
     config = trainer.config
     results = fit_and_evaluate(trainer, data, config["show_progress"], after_epoch)
     results["history"] = trainer.training_log  # "history": as model files name it
-    results["distillation"] = trainer.distillation_state()
     results["item_tokens"] = item_tokens(data)
     if config["model"] == STAGES["student"]:
         results["architecture"] = trainer.model.architecture.to_dict()

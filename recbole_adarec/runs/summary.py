@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_adarec.data.loading import Loaders
-from recbole_adarec.evaluation.profile import count_macs, count_parameters, measure_speed, scores_all_items, timing_rows
+from recbole_adarec.evaluation.profile import (
+    count_macs,
+    count_parameters,
+    measure_speed,
+    scores_all_items,
+    timing_rows,
+    weights_bytes,
+)
 from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.search_space.cost import architecture_cost, layers_cost
 from recbole_adarec.report.page import report_html
@@ -33,7 +40,7 @@ def model_rows(
     kinds : mapping of str to str
         Kind of each model, where it is not its name.
     results : mapping
-        ``valid`` and ``test`` metrics of each model.
+        ``valid`` and ``test`` metrics of each model, and its ``config``, as in its file.
     data : Loaders
         Of the run.
     repeats : int
@@ -49,6 +56,7 @@ def model_rows(
             "name": name,
             "kind": kinds.get(name, name),
             "parameters": count_parameters(model),
+            "weights_bytes": weights_bytes(model, results[name].get("config", {}).get("stored_weights")),
             "macs_per_sequence": count_macs(model, longest) if name in timed else None,
             **speed.get(name, not_measured),
             "valid": results[name]["valid"],

@@ -86,7 +86,7 @@ def save_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> No
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str], device: torch.device | str = "cpu", *, expected: str | None = None
+    path: str | os.PathLike[str], device: torch.device | str = "cpu", *, expected: str | tuple[str, ...] | None = None
 ) -> dict[str, Any]:
     """Content of a checkpoint, loaded without executing code from the file.
 
@@ -96,8 +96,8 @@ def load_checkpoint(
         A file that `save_checkpoint` wrote.
     device : torch.device or str
         Device of the loaded tensors.
-    expected : str, optional
-        The ``format`` entry that the file must have.
+    expected : str or tuple of str, optional
+        The ``format`` entry that the file must have, or several of which it must have one.
 
     Raises
     ------
@@ -115,7 +115,9 @@ def load_checkpoint(
             f"{path} is damaged or holds more than tensors and plain values, so it is not loaded ({reason[:120]}); "
             "remove it to have it made again"
         ) from error
-    if not isinstance(content, dict) or (expected is not None and content.get("format") != expected):
+    formats = (expected,) if isinstance(expected, str) else expected
+    if not isinstance(content, dict) or (formats is not None and content.get("format") not in formats):
         actual = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise AdaRecError(f"{path} is not a checkpoint of this kind: its format is {actual!r}, expected {expected!r}")
+        known = " or ".join(map(repr, formats or ["a mapping"]))
+        raise AdaRecError(f"{path} is not a checkpoint of this kind: its format is {actual!r}, expected {known}")
     return content

@@ -9,8 +9,10 @@ import torch
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.storage.files import load_checkpoint, save_checkpoint
+from recbole_adarec.storage.weights import packed, unpacked
 
 FORMAT = "recbole-adarec-model/2"  # format 1 had no priors, and other layers under the same names
+FORMAT_3 = "recbole-adarec-model/3"  # with weights in fewer bits
 
 
 def save_model(path: str | Path, model: torch.nn.Module, config: Any, **extra: Any) -> None:
@@ -23,18 +25,20 @@ def save_model(path: str | Path, model: torch.nn.Module, config: Any, **extra: A
     model : Module
         A model of this package, with the attribute ``n_items``.
     config : recbole.config.Config
-        The configuration that the model was built from.
+        The configuration that the model was built from. ``stored_weights`` is the form of the weights: in any other
+        than ``float32`` they are rounded in the file.
     **extra
         Further entries, plain values and tensors: results, training log, state of the distillation.
     """
+    stored = config["stored_weights"] or "float32"
     save_checkpoint(
         path,
         {
-            "format": FORMAT,
+            "format": FORMAT if stored == "float32" else FORMAT_3,
             "model": config["model"],
             "config": config.final_config_dict,
             "n_items": model.n_items,
-            "state_dict": model.state_dict(),
+            "state_dict": packed(model.state_dict(), stored),
             **extra,
         },
     )
@@ -43,7 +47,7 @@ def save_model(path: str | Path, model: torch.nn.Module, config: Any, **extra: A
 def load_state(
     path: str | Path, device: torch.device | str = "cpu", *, expected: str | tuple[str, ...]
 ) -> dict[str, Any]:
-    """Content of a model file, as `save_model` wrote it.
+    """Content of a model file, as `save_model` wrote it, with weights in 32-bit floats.
 
     Parameters
     ----------
@@ -59,10 +63,11 @@ def load_state(
     AdaRecError
         If the file is missing, is damaged, or holds another model.
     """
-    content = load_checkpoint(path, device, expected=FORMAT)
+    content = load_checkpoint(path, device, expected=(FORMAT, FORMAT_3))
     names = (expected,) if isinstance(expected, str) else expected
     if content.get("model") not in names:
         raise AdaRecError(f"{path} holds a {content.get('model')!r}, expected {' or '.join(map(repr, names))}")
+    content["state_dict"] = unpacked(content["state_dict"])
     return content
 
 

@@ -68,7 +68,7 @@ class ModelStudy(ArmStudy):
                 "test_user": scores["test"].user,
                 "scores": {part: paired_scores(part_scores) for part, part_scores in scores.items()},
                 "parameters": count_parameters(model),
-                "bytes": weights_bytes(path),
+                "bytes": file_bytes(path),
                 "seconds": trained["seconds"],
             },
         )
@@ -93,7 +93,7 @@ def size_result(scores: dict[str, dict[str, Tensor]], parameters: Sequence[Mappi
     return ArmResult(scores, {}, total, layers, [], [])
 
 
-def weights_bytes(path: Path) -> int:
+def file_bytes(path: Path) -> int:
     """Bytes that a model file takes with its configuration and weights alone, without training log and item tokens."""
     content = load_checkpoint(path)
     temporary = path.with_suffix(".weights")
@@ -197,12 +197,12 @@ def item_tables(study: ArmStudy) -> dict[str, Any]:
     comparison = compare_arms(results, "adaptive")
     for name, row in comparison["arms"].items():
         files = [study.path(seed, name) / "student.pth" for seed in study.seeds]
-        row |= mean_sizes(_count_students(study, name), [weights_bytes(file) for file in files])
+        row |= mean_sizes(_count_students(study, name), [file_bytes(file) for file in files])
     files = [study.path(seed, "full") / "teacher.pth" for seed in study.seeds]
     counts = [count_parameters(load_model(file, expected="AdaRecTeacher")) for file in files]
     teacher = size_result(results["full"].teacher_scores, counts)
     row = compare_arms({"teacher": teacher, "adaptive": results["adaptive"]}, "adaptive")["arms"]["teacher"]
-    comparison["arms"]["teacher"] = row | mean_sizes(counts, [weights_bytes(file) for file in files])
+    comparison["arms"]["teacher"] = row | mean_sizes(counts, [file_bytes(file) for file in files])
     return comparison
 
 

@@ -39,6 +39,7 @@ def fit_and_evaluate(
         valid = dict(trainer.evaluate(data.valid, load_best_model=True))
         if isinstance(trainer, StageTrainer):
             valid = trainer.quantize_items(data.train, data.valid, valid, show_progress)
+            valid = trainer.round_weights(data.valid, valid)
             valid = trainer.choose_served_prior(data.valid, valid)
         test = dict(trainer.evaluate(data.test, load_best_model=False))
     finally:

@@ -278,8 +278,8 @@ def test_layer_weights_do_not_collapse(finished):
         for record in content["history"]:
             v = record["teacher_layer_weights"]
             assert sum(v) == pytest.approx(1, abs=1e-4) and min(v) >= 0.5 / len(v) - 1e-6
-        assert "mapping.teacher_weights" in content["distillation"]
-        assert content["distillation"]["mapping.teacher_weights"].tolist() == pytest.approx(v)
+        if stage == "search":  # a student is deployed without them
+            assert content["distillation"]["mapping.teacher_weights"].tolist() == pytest.approx(v)
 
 
 def test_the_page_names_the_dataset(finished):

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from recbole_adarec.model.item_table.quantization import QuantizedEmbedding
 from recbole_adarec.model.seen_items import SeenItems
+from recbole_adarec.storage.weights import few_values
 
 ITEM_TABLES = ("full", "adaptive")
 ITEM_OUTPUTS = ("tied", "untied")
@@ -174,17 +175,11 @@ class ItemTable(nn.Module):
         return []
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Where rows are codes, priors are saved as their different values and an index of a byte or two an item.
-
-        Items that occur equally often share a value, and as floats the priors would be large beside the codes.
-        """
+        """Where rows are codes, priors are saved as `few_values`: as floats they would be large beside the codes."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if any(embedding.codes for embedding in self.quantized_embeddings()):
-            values, index = self.prior.unique(return_inverse=True)
-            if len(values) < 2**15:
-                del destination[f"{prefix}prior"]
-                destination[f"{prefix}prior_values"] = values
-                destination[f"{prefix}prior_index"] = index.to(torch.uint8 if len(values) <= 2**8 else torch.int16)
+            del destination[f"{prefix}prior"]
+            destination.update({f"{prefix}prior{name}": part for name, part in few_values(self.prior).items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         unpack_prior(state_dict, prefix)

@@ -212,6 +212,8 @@ SECTIONS: tuple[Section, ...] = (
             "of one.", {"search": 2}, low=1),
         Key("finalist_epochs", INT, "Epochs that the best of each size is trained to choose the size; fewer on large "
             "datasets, down to a part of one.", {"search": 6}, low=1),
+        Key("size_level", NUMBER, "Level of the one-sided paired test by which a finalist is worse than the best; the "
+            "smallest that is not is chosen. 0.5: the best.", {"search": 0.5}, low=0, high=1),
     )),
     Section("The student", (
         Key("architecture", (str, dict), "Architecture file; given for a run, it is trained without a search.",

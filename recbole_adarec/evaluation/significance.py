@@ -53,6 +53,21 @@ def paired_difference(values: Tensor, reference: Tensor, resamples: int = 10_000
     return Difference(float(differences.mean()), float(low), float(high))
 
 
+def worse_p_value(values: Tensor, reference: Tensor) -> float:
+    """P-value of the one-sided paired t-test that the mean of `values` is below that of `reference`, by scipy.
+
+    Parameters
+    ----------
+    values, reference : Tensor
+        Values of two models for each user, ``[U]``. Where all are equal the p-value is 1.
+    """
+    difference = (values - reference).double().numpy()
+    if not np.any(difference):
+        return 1.0
+    p_value = float(stats.ttest_1samp(difference, 0.0, alternative="less").pvalue)
+    return p_value if math.isfinite(p_value) else float(difference.mean() >= 0)  # all differ by the same
+
+
 class Significance(NamedTuple):
     """Two-sided p-values of paired tests over users; None where fewer than two users differ.
 

@@ -19,14 +19,14 @@ from recbole_adarec.data.loading import Loaders, load_data
 from recbole_adarec.distillation.teacher_outputs import TeacherOutputCache
 from recbole_adarec.evaluation.history_length import by_history_length
 from recbole_adarec.evaluation.per_user import user_scores
-from recbole_adarec.evaluation.profile import count_parameters
+from recbole_adarec.evaluation.profile import count_parameters, weights_bytes
 from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.registry import get_model
 from recbole_adarec.model.search_space.architecture import Architecture
 from recbole_adarec.model.search_space.cost import layers_cost
 from recbole_adarec.model.stored import build_model
 from recbole_adarec.runs.candidate_training import CandidateTraining
-from recbole_adarec.runs.choice import choose_architecture, read_json
+from recbole_adarec.runs.choice import TrainedCandidate, choose_architecture, read_json
 from recbole_adarec.runs.epochs import candidate_training, stage_epochs
 from recbole_adarec.runs.recbole_models import recbole_teacher, trained_baseline
 from recbole_adarec.runs.run_folder import RECBOLE_LOGS, RunFolder, default_folder
@@ -228,11 +228,11 @@ class Run:
         with self.folder.part("choice"):
             return choose_architecture(
                 candidates, self._train_candidate, config["candidate_epochs"], config["finalist_epochs"],
-                self.folder / "candidates.json",
+                self.folder / "candidates.json", config["size_level"],
             )  # fmt: skip
 
-    def _train_candidate(self, candidate: Architecture, epochs: int) -> float:
-        """Validation log-likelihood of a candidate after a short training as a student, from new weights."""
+    def _train_candidate(self, candidate: Architecture, epochs: int) -> TrainedCandidate:
+        """What a short training of a candidate as a student gives, from new weights."""
         self.architecture = candidate
         targets = int(self.data.train._dataset.windows.length.sum())
         epochs, share = candidate_training(epochs, targets)
@@ -245,7 +245,8 @@ class Run:
         trainer.model.item_table.quantize()
         trainer.fit_repeat_bias(self.data.valid)
         scores = user_scores(trainer.model.eval(), self.data.valid)  # of all users, in every process
-        return distributed.from_first(float(scores.log_likelihood.mean()))
+        log_likelihood = distributed.from_first(scores.log_likelihood.cpu())
+        return TrainedCandidate(log_likelihood, weights_bytes(trainer.model, config["stored_weights"]))
 
     # ------------------------------------------------------------------ report
 

@@ -75,6 +75,8 @@ def test_validation_chooses_among_candidates_of_all_sizes(finished):
     finalists = [max(rows, key=lambda row: row["valid_log_likelihood"]) for rows in by_size.values()]
     assert [row for row in tried if "final_log_likelihood" in row] == sorted(finalists, key=tried.index)
     best = max(finalists, key=lambda row: row["final_log_likelihood"])
+    assert best["worse_p"] == 1 and all(row["worse_p"] < 0.5 for row in finalists if row is not best)
+    assert all(row["weights_bytes"] > 0 for row in tried)
     chosen = Architecture.load(folder / "architecture.yaml").to_dict()
     assert {key: best[key] for key in chosen} == chosen
     assert report["architecture"]["search"]["candidates"] == tried
@@ -147,7 +149,7 @@ def test_an_interrupted_choice_continues_with_the_candidate_that_was_in_training
     assert tried[3] == tried[4] and len(tried) == len({*tried}) + 1, "a finished candidate is not trained again"
     folders = (finished[0], interrupted)
     expected, actual = (json.loads((folder / "candidates.json").read_text())["candidates"] for folder in folders)
-    assert actual == expected and not (interrupted / ".candidates.json").exists()
+    assert actual == expected and not (interrupted / ".candidates.pth").exists()
 
 
 def test_candidates_train_for_fewer_epochs_where_an_epoch_has_many_targets(tiny, tmp_path, monkeypatch):

@@ -193,9 +193,12 @@ SECTIONS: tuple[Section, ...] = (
         Key("gumbel_decay", NUMBER, "Factor of the temperature after each epoch.", {"search": 0.9}, low=0, high=1),
         Key("cost", TEXT, "Cost of an operation: its parameters, its MACs, or its latency on this machine.",
             {"search": "params"}, choices=COSTS),
-        Key("cost_budget", NUMBER, "Largest cost of the student's layers as a share of the teacher's; ~: no limit.",
-            {"search": 0.05}, optional=True, low=0),
-        Key("cost_floor", NUMBER, "Least share of the operations' budget (cost_budget less the cells' cost) that the "
+        Key("cost_budget", NUMBER, "Largest cost of the student's layers as a share of the teacher's, without a budget; "
+            "~: no limit.", {"search": 0.05}, optional=True, low=0),
+        Key("budget", (float, dict), "Largest cost of the whole student: share of the teacher's bytes, or a mapping of "
+            "bytes, parameters, macs, latency to shares of the teacher's, or above 1 to an amount (latency: "
+            "microseconds).", {"search": None}, optional=True),
+        Key("cost_floor", NUMBER, "Least share of the operations' budget (a budget less what else is paid) that the "
             "student must use; 0: no lower bound.",
             {"search": 0.7}, low=0, high=1),
         Key("beta", NUMBER, "Weight of L_cost; it grows from 0 to this in the first half of alpha's steps.",
@@ -219,7 +222,7 @@ SECTIONS: tuple[Section, ...] = (
         Key("architecture", (str, dict), "Architecture file; given for a run, it is trained without a search.",
             {"run": None, "student": "architecture/default.yaml"}, optional=True),
         Key("stored_weights", TEXT, "Form of the weights in the model file, to which they are rounded after training.",
-            {"student": "int8"}, choices=STORED_WEIGHTS),
+            {"search": "int8", "student": "int8"}, choices=STORED_WEIGHTS),
         Key("supernet_path", TEXT, "search.pth of a run, to start from the supernet's weights.", {"student": None},
             optional=True),
         Key("init_from_supernet", FLAG, "True: start from the supernet's weights of the chosen operations.",

@@ -18,6 +18,7 @@ from recbole_adarec.model.search_space.architecture import Architecture, edges
 from recbole_adarec.model.search_space.budget import within_budget
 from recbole_adarec.model.search_space.cell import Cell, repeated
 from recbole_adarec.model.search_space.cost import COSTS, cell_cost, operation_cost, paid
+from recbole_adarec.model.search_space.limits import Limit
 from recbole_adarec.model.search_space.operations import check_operations
 
 
@@ -82,10 +83,10 @@ class AdaRecSupernet(CellStack):
         Those of the candidates.
     cost_kind : str
         The unit of costs: ``params``, ``macs`` or ``latency``; see `operation_cost`.
-    cost_limit : float or None
-        Largest cost of an architecture, as a share of `most_expensive`; set by `limit_cost`.
+    limits : list of Limit
+        The most that an architecture may cost; set by `limit`.
     affordable : Tensor
-        Whether an architecture within the limit can contain the operation, bool ``[O]``.
+        Whether an architecture within the limits can contain the operation, bool ``[O]``.
 
     Raises
     ------
@@ -121,10 +122,10 @@ class AdaRecSupernet(CellStack):
         self.shapes = [Shape(*shape) for shape in product(sizes, repeats)]
         prices, cells_price = self._prices(self.shape)
         # L_cost is 1 for the most expensive architecture, whatever the unit.
-        self.most_expensive = edge_count * self.cell_count * float(prices.max()) + cells_price or 1.0
+        self.most_expensive = self._most_expensive(prices, cells_price)
         self.register_buffer("operation_costs", prices.float() / self.most_expensive)
         self.cell_costs = cells_price / self.most_expensive
-        self.cost_limit: float | None = None
+        self.limits: list[Limit] = []
         self.cost_floor: float = config["cost_floor"]
         self.register_buffer("affordable", torch.ones(len(operations), dtype=torch.bool))
 
@@ -230,42 +231,38 @@ class AdaRecSupernet(CellStack):
 
     # ------------------------------------------------------------------ cost and derivation
 
-    def limit_cost(self, budget: float | None, teacher_cost: float) -> None:
-        """Limit the cost of architectures to a share of the cost of the teacher's layers.
+    def limit(self, limits: Sequence[Limit]) -> None:
+        """Limit the cost of architectures.
 
-        Operations that no architecture within the limit can contain are never drawn afterwards.
+        Operations that no architecture within the limits can contain are never drawn afterwards.
 
         Parameters
         ----------
-        budget : float or None
-            The share, ``cost_budget``; None for no limit.
-        teacher_cost : float
-            `layers_cost` of the teacher.
+        limits : sequence of Limit
+            `student_limits` of the teacher.
 
         Raises
         ------
         AdaRecError
-            If no architecture of the hidden size, or of any candidate size, is within the limit.
+            If no architecture of the supernet's shape, or of any candidate's shape, is within the limits.
         """
-        self.cost_limit = None
+        self.limits = list(limits)
         self.affordable.fill_(True)
-        if budget is None:
-            return
-        self.cost_limit = budget * teacher_cost / self.most_expensive
-        cheapest = self._cheapest(self.shape)
-        if cheapest > self.cost_limit:
-            raise AdaRecError(
-                f"cost_budget: no student costs at most {budget} of the teacher's layers ({self.cost_kind}); the "
-                f"cheapest with hidden_size {self.hidden_size} and {self.cell_count} cells of {self.nodes} nodes costs "
-                f"{cheapest * self.most_expensive / teacher_cost:.4f}"
-            )
-        if all(self._cheapest(shape) > self.cost_limit for shape in self.shapes):
-            raise AdaRecError(
-                f"cost_budget: no student of the candidate_sizes {sorted({shape.size for shape in self.shapes})} costs "
-                f"at most {budget} of the teacher's layers ({self.cost_kind})"
-            )
-        extra = self.cell_count / len(self.alpha) * (self.operation_costs - self.operation_costs.min())
-        self.affordable.copy_(cheapest + extra <= self.cost_limit * (1 + 1e-6))
+        for limit in limits:
+            cheapest = self._cheapest(self.shape, limit)
+            if cheapest > limit.amount:
+                raise AdaRecError(
+                    f"{limit.key}: no student costs so little; the cheapest with hidden_size {self.hidden_size} and "
+                    f"{self.cell_count} cells of {self.nodes} nodes costs {cheapest / limit.amount:.3g} times as much"
+                )
+            if all(self._cheapest(shape, limit) > limit.amount for shape in self.shapes):
+                raise AdaRecError(
+                    f"{limit.key}: no student of the candidate_sizes {sorted({shape.size for shape in self.shapes})} "
+                    "costs so little"
+                )
+            prices, _ = self._prices(self.shape, limit)
+            extra = (prices - prices.min()) * (self.cell_count / len(self.alpha))
+            self.affordable &= (cheapest + extra <= limit.amount * (1 + 1e-6)).to(self.affordable.device)
 
     def beyond_budget(self) -> list[str]:
         """Names of the operations that no architecture within the cost limit can contain."""
@@ -276,9 +273,19 @@ class AdaRecSupernet(CellStack):
         return self.cell_count / len(gates) * (gates * self.operation_costs).sum() + self.cell_costs
 
     def cost_loss(self, gates: Tensor) -> Tensor:
-        """L_cost of gates ``[G, E, O]``, a scalar: the cost, or with a limit the excess over it."""
-        cost = self.cost(gates)
-        return cost if self.cost_limit is None else F.relu(cost - self.cost_limit)
+        """L_cost of gates ``[G, E, O]``, a scalar: the `cost`, or with limits the sum of what exceeds each of them.
+
+        An excess is a share of the most expensive architecture's cost of its kind.
+        """
+        if not self.limits:
+            return self.cost(gates)
+        total = gates.new_zeros(())
+        for limit in self.limits:
+            prices, rest = self._prices(self.shape, limit)
+            most = self._most_expensive(prices, rest)
+            cost = self.cell_count / len(gates) * (gates * prices.to(gates)).sum() + rest
+            total = total + F.relu(cost - limit.amount) / most
+        return total
 
     @torch.no_grad()
     def derived_choice(
@@ -286,7 +293,7 @@ class AdaRecSupernet(CellStack):
     ) -> list[list[int]]:
         """Most probable operations under α: indices by cell and edge, for all repetitions of the supernet's cells.
 
-        Without a cost limit each edge is decided alone; with one all edges are decided together, see `within_budget`.
+        Without limits each edge is decided alone; with them all edges are decided together, see `within_budget`.
 
         Parameters
         ----------
@@ -296,21 +303,29 @@ class AdaRecSupernet(CellStack):
             Gumbel noise ``[G, E, O]``. The result is then a random draw (perturb and maximise).
         temperature : float
             Temperature of the softmax of α.
+
+        Raises
+        ------
+        AdaRecError
+            If no choice is within all limits together.
         """
         log_p = (self.logits() / temperature).log_softmax(-1)
         if noise is not None:
             log_p = log_p + noise.to(log_p.device)
-        if self.cost_limit is None:
+        if not self.limits:
             return self._per_cell(log_p.argmax(-1))
-        prices, cells_price = self._prices(shape or self.shape)
-        prices = prices * (self.cell_count / len(log_p) / self.most_expensive)
+        shares = []
+        for limit in self.limits:
+            prices, rest = self._prices(shape or self.shape, limit)
+            shares.append(prices * (self.cell_count / len(log_p)) / max(limit.amount - rest, 1e-12))
         none = self.operations.index("none") if "none" in self.operations else None
-        budget = self.cost_limit - cells_price / self.most_expensive
-        best = within_budget(log_p, prices, budget, self.nodes, none, self.cost_floor)
+        best = within_budget(log_p, torch.stack(shares, 1), self.nodes, none, self.cost_floor)
+        if best is None:
+            raise AdaRecError(f"{' and '.join(limit.key for limit in self.limits)}: no student is within both")
         return self._per_cell(torch.tensor(best))
 
     def derive(self) -> Architecture:
-        """The most probable architecture under α, within the cost limit."""
+        """The most probable architecture under α, within the limits."""
         return self._architecture(self.derived_choice(), self.shape)
 
     def candidates(
@@ -321,7 +336,7 @@ class AdaRecSupernet(CellStack):
         Parameters
         ----------
         shapes : sequence of Shape
-            A shape without an architecture within the cost limit is skipped.
+            A shape without an architecture within the limits is skipped.
         number : int
             Largest number of architectures of a shape. There are fewer where ``20 * (number - 1)`` draws give fewer
             different ones.
@@ -332,7 +347,7 @@ class AdaRecSupernet(CellStack):
         """
         architectures: list[Architecture] = []
         for shape in shapes:
-            if self.cost_limit is not None and self._cheapest(shape) > self.cost_limit:
+            if any(self._cheapest(shape, limit) > limit.amount for limit in self.limits):
                 continue
             alike = [self._architecture(self.derived_choice(shape), shape)]
             for _ in range(20 * (number - 1)):
@@ -343,17 +358,22 @@ class AdaRecSupernet(CellStack):
             architectures += alike
         return architectures
 
-    def _cheapest(self, shape: Shape) -> float:
-        """Cost of the cheapest architecture of a shape, as a share of `most_expensive`."""
-        prices, cells_price = self._prices(shape)
-        return (cells_price + float(prices.min()) * self.cell_count * len(edges(self.nodes))) / self.most_expensive
+    def _cheapest(self, shape: Shape, limit: Limit) -> float:
+        """Cost of the cheapest architecture of a shape, in the unit of a limit."""
+        prices, rest = self._prices(shape, limit)
+        return rest + float(prices.min()) * self.cell_count * len(edges(self.nodes))
 
-    def _prices(self, shape: Shape) -> tuple[Tensor, float]:
-        """Cost of each operation in one cell, float64 ``[O]``, and of all cells without operations."""
-        size, repeats = shape
-        prices = torch.tensor([operation_cost(name, size, self.cost_kind) for name in self.operations])
-        cells_price = repeats * self.cell_count * cell_cost(size, self.nodes, self.cost_kind)
-        return paid(repeats, self.cost_kind) * prices.double(), cells_price
+    def _most_expensive(self, prices: Tensor, rest: float) -> float:
+        """Cost of the most expensive architecture of some prices; 1 where all are free."""
+        return rest + float(prices.max()) * self.cell_count * len(edges(self.nodes)) or 1.0
+
+    def _prices(self, shape: Shape, limit: Limit | None = None) -> tuple[Tensor, float]:
+        """Cost of each operation in one cell, float64 ``[O]``, and of all else; of layers alone without a limit."""
+        (size, repeats), cost = shape, self.cost_kind if limit is None else limit.cost
+        stored = "float32" if limit is None else limit.stored
+        prices = torch.tensor([operation_cost(name, size, cost, stored) for name in self.operations])
+        rest = repeats * self.cell_count * cell_cost(size, self.nodes, cost, stored)
+        return paid(repeats, cost) * prices.double(), rest + (0.0 if limit is None else limit.table(size))
 
     def _architecture(self, choice: list[list[int]], shape: Shape) -> Architecture:
         """The `Architecture` of operation indices, which are given by cell and edge."""

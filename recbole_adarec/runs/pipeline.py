@@ -23,7 +23,7 @@ from recbole_adarec.evaluation.profile import count_parameters, weights_bytes
 from recbole_adarec.interop.patches import recbole_patches
 from recbole_adarec.model.registry import get_model
 from recbole_adarec.model.search_space.architecture import Architecture
-from recbole_adarec.model.search_space.cost import layers_cost
+from recbole_adarec.model.search_space.limits import Limit, student_limits
 from recbole_adarec.model.stored import build_model
 from recbole_adarec.runs.candidate_training import CandidateTraining
 from recbole_adarec.runs.choice import TrainedCandidate, choose_architecture, read_json
@@ -146,19 +146,19 @@ class Run:
     def _check_models(self, configs: dict[str, Any]) -> None:
         """Build each model once, so that what a model refuses is refused before anything is written."""
         dataset = self.data.train._dataset
-        budget = configs["search"]["cost_budget"] if self.architecture is None else None
-        costs = []
-        for row in self.config.candidates or [{}]:  # one after the other: large catalogs fill the memory
+        limits: list[list[Limit]] = []
+        rows = self.config.candidates or [{}]
+        for row in rows:  # one after the other: large catalogs fill the memory
             teacher = get_model(configs["teacher"]["model"])(self.config.candidate(row), dataset)
             path = row.get("teacher", self.config.teacher)
             if path is not None and is_checkpoint(path):
                 teacher.load(read_checkpoint(path).state_dict, path)
-            if budget is not None:
-                costs.append(layers_cost(teacher, configs["search"]["cost"]))
+            if self.architecture is None:
+                # No mean of candidates costs more: what is refused here has no student under any of them.
+                limits.append(student_limits(configs["search"], teacher, times=len(rows)))
         supernet, _ = (get_model(configs[stage]["model"])(configs[stage], dataset) for stage in ("search", "student"))
         if self.architecture is None:
-            # No mean of candidates costs more: what is refused here has no student under any of them.
-            supernet.limit_cost(budget, len(costs) * max(costs, default=0.0))
+            supernet.limit([max(each, key=lambda limit: limit.amount) for each in zip(*limits, strict=True)])
             bilevel_split(dataset, configs["search"])
 
     def _run_stage(self, name: str, train: TrainStage) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from recbole_adarec import distributed
 from recbole_adarec.data.dataset import WindowDataset
 from recbole_adarec.data.windows import split_users
 from recbole_adarec.errors import AdaRecError
-from recbole_adarec.model.search_space.cost import layers_cost
+from recbole_adarec.model.search_space.limits import student_limits
 from recbole_adarec.trainer.base import Batch
 from recbole_adarec.trainer.distillation import DistillationTrainer
 
@@ -69,8 +69,8 @@ class AdaRecSupernetTrainer(DistillationTrainer):
     Parameters
     ----------
     config : recbole.config.Config
-        ``cost_budget``, ``uniform_paths``, ``beta``, ``alpha_learning_rate``, ``alpha_warmup``, ``alpha_users``,
-        ``gumbel_temperature``, ``gumbel_decay``, and the keys of `DistillationTrainer`.
+        ``cost_budget``, ``budget``, ``uniform_paths``, ``beta``, ``alpha_learning_rate``, ``alpha_warmup``,
+        ``alpha_users``, ``gumbel_temperature``, ``gumbel_decay``, and the keys of `DistillationTrainer`.
     model : AdaRecSupernet
         The model to train.
 
@@ -86,7 +86,7 @@ class AdaRecSupernetTrainer(DistillationTrainer):
     Raises
     ------
     AdaRecError
-        If there is a ``cost_budget`` but no teacher, or no architecture is within it.
+        If there is a ``cost_budget`` or ``budget`` but no teacher, or no architecture is within it.
 
     Notes
     -----
@@ -99,18 +99,17 @@ class AdaRecSupernetTrainer(DistillationTrainer):
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
-        if config["cost_budget"] is not None:
+        if given := [key for key in ("cost_budget", "budget") if config[key] is not None]:
             if not config["teacher_path"]:
                 raise AdaRecError(
-                    "cost_budget: it is a share of the teacher's layers, and no teacher_path is given; give one, or "
-                    "--cost_budget=~"
+                    f"{given[0]}: it is measured by the teacher, and no teacher_path is given; give one, or "
+                    f"--{given[0]}=~"
                 )
-            teacher = self.teacher or self._load_teacher(config["teacher_path"])
-            model.limit_cost(config["cost_budget"], layers_cost(teacher, model.cost_kind))
+            model.limit(student_limits(config, self.teacher or self._load_teacher(config["teacher_path"])))
             if unaffordable := model.beyond_budget():
                 getLogger().warning(
-                    f"cost_budget: {config['cost_budget']} of this teacher's layers is less than one of these costs, "
-                    f"so no student has any: {', '.join(unaffordable)}; a larger one admits them"
+                    f"{'; '.join(limit.key for limit in model.limits)}: less than one of these costs, so no student "
+                    f"has any: {', '.join(unaffordable)}; a larger budget admits them"
                 )
         self.alpha_optimizer = torch.optim.Adam([model.alpha], lr=config["alpha_learning_rate"], betas=(0.5, 0.999))
         self._warmup = int(config["alpha_warmup"] * self.epochs + 1e-6)

@@ -26,7 +26,7 @@ from recbole_adarec.config.resolve import resolve_user_config
 from recbole_adarec.config.run_config import RunConfig
 from recbole_adarec.data.loading import load_data
 from recbole_adarec.model.registry import get_model
-from recbole_adarec.model.search_space.cost import layers_cost
+from recbole_adarec.model.search_space.limits import student_limits
 
 
 def resolved(files: list[str], texts: dict[str, str]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def check_budget(job: dict[str, Any]) -> None:
     config.set_history_length(data_config)
     stages = {"teacher": config.stage("teacher", **first), "search": config.stage("search")}
     teacher, supernet = (get_model(stage["model"])(stage, dataset) for stage in stages.values())
-    supernet.limit_cost(stages["search"]["cost_budget"], layers_cost(teacher, supernet.cost_kind))
+    supernet.limit(student_limits(stages["search"], teacher))
     assert not supernet.beyond_budget(), f"no student within the budget has {supernet.beyond_budget()}"
 
 

@@ -17,7 +17,8 @@ from recbole_adarec.errors import AdaRecError
 from recbole_adarec.evaluation.profile import count_parameters
 from recbole_adarec.model.search_space.architecture import CELL_FORMS, Architecture
 from recbole_adarec.model.search_space.budget import within_budget
-from recbole_adarec.model.search_space.cost import architecture_cost, layers_cost, operation_cost
+from recbole_adarec.model.search_space.cost import architecture_cost, layers_cost, model_cost, operation_cost
+from recbole_adarec.model.search_space.limits import student_limits
 from recbole_adarec.model.search_space.operations import OPERATIONS
 from recbole_adarec.model.supernet import Sample, Shape
 from tests.helpers import make_config, write_dataset
@@ -153,25 +154,28 @@ def test_alpha_finds_the_only_operation_that_reaches_the_signal(tmp_path, share)
     assert model.alpha_statistics()["changed_edges"] == 1 and model.alpha_statistics()["alpha_moved"] > 0.3
 
 
+def within(log_p, costs, budget, **values):
+    return within_budget(log_p, costs.double()[:, None] / max(budget, 1e-12), **values)
+
+
 def test_the_most_probable_choice_within_the_budget():
     log_p = torch.log_softmax(torch.tensor([[[3.0, 2.0, 0.0]], [[3.0, 1.0, 0.0]]]), -1)
     costs = torch.tensor([0.5, 0.2, 0.0])
-    assert within_budget(log_p, costs, 1.0, nodes=1) == [[0], [0]]
-    assert within_budget(log_p, costs, 0.7, nodes=1) == [[1], [0]]  # the cheaper operation loses less in the first cell
-    assert within_budget(log_p, costs, 0.0, nodes=1) == [[2], [2]]
+    assert within(log_p, costs, 1.0, nodes=1) == [[0], [0]]
+    assert within(log_p, costs, 0.7, nodes=1) == [[1], [0]]  # the cheaper operation loses less in the first cell
+    assert within(log_p, costs, 0.0, nodes=1) == [[2], [2]]
     cheap = torch.log_softmax(torch.tensor([[[0.0, 2.0, 3.0]], [[1.0, 1.5, 3.0]]]), -1)  # it prefers what costs nothing
-    assert within_budget(cheap, costs, 0.7, nodes=1) == [[2], [2]]
-    assert within_budget(cheap, costs, 0.7, nodes=1, least=0.2) == [[1], [2]]
-    assert within_budget(cheap, costs, 0.7, nodes=1, least=0.6) == [[2], [0]]
-    assert within_budget(cheap, costs, 9.0, nodes=1, least=1.0) == [[0], [0]]  # no choice costs more
-    with pytest.raises(AdaRecError, match="no choice of operations costs at most"):
-        within_budget(log_p[..., :2], costs[:2], 0.1, nodes=1)
+    assert within(cheap, costs, 0.7, nodes=1) == [[2], [2]]
+    assert within(cheap, costs, 0.7, nodes=1, least=0.2) == [[1], [2]]
+    assert within(cheap, costs, 0.7, nodes=1, least=0.6) == [[2], [0]]
+    assert within(cheap, costs, 9.0, nodes=1, least=1.0) == [[0], [0]]  # no choice costs more
+    assert within(log_p[..., :2], costs[:2], 0.1, nodes=1) is None
 
 
 def test_an_edge_behind_a_node_without_input_costs_nothing():
     # Edges 0-1, 0-2, 1-2; the second operation is none, and node 1 probably has no input.
     log_p = torch.log_softmax(torch.tensor([[[0.0, 2.0], [0.5, 0.0], [2.0, 0.0]]]), -1)
-    assert within_budget(log_p, torch.tensor([1.0, 0.0]), 1.0, nodes=2, none=1) == [[1, 0, 1]]
+    assert within(log_p, torch.tensor([1.0, 0.0]), 1.0, nodes=2, none=1) == [[1, 0, 1]]
     # All choices, by their probability and cost with dead edges left out.
     torch.manual_seed(0)
     for _ in range(20):
@@ -184,7 +188,7 @@ def test_an_edge_behind_a_node_without_input_costs_nothing():
             edges_alive = [0, 1] if dead else [0, 1, 2]
             if sum(float(costs[choice[e]]) for e in edges_alive) <= budget:
                 best = max(best, (sum(float(log_p[0, e, choice[e]]) for e in edges_alive), choice))
-        assert within_budget(log_p, costs, budget, nodes=2, none=2) == [list(best[1])]
+        assert within(log_p, costs, budget, nodes=2, none=2) == [list(best[1])]
 
 
 def limited(ml100k, **values):
@@ -193,7 +197,7 @@ def limited(ml100k, **values):
         get_model(config["model"])(config, ml100k.train._dataset)
         for config in (make_config(stage, **values) for stage in ("search", "teacher"))
     )
-    supernet.limit_cost(values["cost_budget"], layers_cost(teacher, supernet.cost_kind))
+    supernet.limit(student_limits(make_config("search", **values), teacher))
     return supernet, teacher
 
 
@@ -207,7 +211,7 @@ def test_every_candidate_is_within_a_share_of_the_teachers_layers(ml100k, cost):
     assert len(candidates) == len(set(candidates)) == 9 and candidates[0] == supernet.derive()
     assert [architecture.hidden_size for architecture in candidates] == [64] * 3 + [16] * 3 + [24] * 3
     assert [architecture.repeats for architecture in candidates] == [1] * 6 + [2] * 3
-    limit = supernet.cost_limit * supernet.most_expensive
+    limit = supernet.limits[0].amount
     assert cost == "latency" or limit == pytest.approx(0.3 * layers_cost(teacher, cost))
     assert cost != "params" or limit == pytest.approx(0.3 * count_parameters(teacher)["layers"])
     for architecture in candidates:
@@ -217,6 +221,55 @@ def test_every_candidate_is_within_a_share_of_the_teachers_layers(ml100k, cost):
         assert architecture_cost(architecture, cost) <= limit * (1 + 1e-6)
         if cost == "params":
             assert count_parameters(student)["layers"] <= limit
+
+
+@pytest.mark.parametrize(
+    ("budget", "kinds"),
+    [
+        (0.25, ["bytes"]),
+        ({"parameters": 0.4, "macs": 0.1}, ["params", "macs"]),
+        ({"bytes": 90_000, "macs": 3_000_000, "latency": 1e6}, ["bytes", "macs"]),
+    ],
+)
+def test_every_candidate_is_within_the_budget_of_the_whole_student(ml100k, budget, kinds):
+    supernet, teacher = limited(ml100k, budget=budget, search_hidden_size=32)
+    with torch.no_grad():
+        supernet.alpha[..., supernet.operations.index("sep_conv_5")] = 5.0
+    shapes = [Shape(32, 1), Shape(32, 2), Shape(48, 1), Shape(1024, 1)]
+    candidates = supernet.candidates(shapes, 3, 1.0, torch.Generator().manual_seed(0))
+    assert {candidate.repeats for candidate in candidates} == {1, 2}
+    assert {candidate.hidden_size for candidate in candidates} <= {32, 48}
+    for architecture in candidates:
+        config = make_config("student", architecture=architecture.to_dict())
+        student = get_model("AdaRecStudent")(config, ml100k.train._dataset)
+        for limit in supernet.limits[: len(kinds)]:
+            share = budget if isinstance(budget, float) else list(budget.values())[supernet.limits.index(limit)]
+            if share <= 1:
+                assert limit.amount == pytest.approx(share * model_cost(teacher, limit.cost))
+            elif limit.cost == "macs":
+                assert limit.amount == share / 50
+            assert limit.cost in kinds and model_cost(student, limit.cost, limit.stored) <= limit.amount
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (
+            {"byte": 0.1},
+            "budget: unknown kind 'byte'; the nearest is 'bytes'; known are bytes, parameters, macs, latency",
+        ),
+        (
+            {"bytes": "small"},
+            "budget: bytes is 'small', expected a share of the teacher's up to 1, or an amount above 1",
+        ),
+        ({"macs": 0}, "budget: macs is 0"),
+        (0.001, "budget: 0.001 of the teacher's bytes: no student costs so little"),
+        ({"macs": 60}, "budget: macs 60: no student costs so little"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_refused(ml100k, budget, message):
+    with pytest.raises(AdaRecError, match=message):
+        limited(ml100k, budget=budget)
 
 
 @pytest.mark.parametrize("cost", ["params", "latency"])
@@ -231,7 +284,9 @@ def test_measuring_costs_does_not_change_the_random_numbers(ml100k, cost):
 
 
 def test_a_budget_below_the_cheapest_student_is_refused(ml100k):
-    with pytest.raises(AdaRecError, match="cost_budget: no student costs at most 0.0001 of the teacher's layers"):
+    with pytest.raises(
+        AdaRecError, match="cost_budget: 0.0001 of the teacher's layers .params.: no student costs so little"
+    ):
         limited(ml100k, cost_budget=0.0001)
 
 
@@ -239,7 +294,7 @@ def test_sizes_without_a_student_within_the_budget_are_skipped(ml100k):
     supernet, _ = limited(ml100k, cost_budget=0.01, search_hidden_size=16)
     candidates = supernet.candidates([Shape(16, 1), Shape(4096, 1)], 1, 1.0, torch.Generator().manual_seed(0))
     assert [architecture.hidden_size for architecture in candidates] == [16]
-    with pytest.raises(AdaRecError, match=r"no student of the candidate_sizes \[4096\] costs at most 0.01 of"):
+    with pytest.raises(AdaRecError, match=r"no student of the candidate_sizes \[4096\] costs so little"):
         limited(ml100k, cost_budget=0.01, search_hidden_size=16, candidate_sizes=[4096])
 
 

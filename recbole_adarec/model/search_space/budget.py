@@ -1,85 +1,73 @@
-"""The most probable choice of operations within a cost budget."""
+"""The most probable choice of operations within budgets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import add
 
 from torch import Tensor
 
-from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.search_space.architecture import edges
 
-_State = tuple[float, float, tuple[int, ...]]  # log-probability, cost and operations of the edges decided so far
+_State = tuple[float, tuple[float, ...], tuple[int, ...]]  # log-probability, costs and operations of the edges so far
+_Key = tuple[tuple[int, ...], int]  # rounded costs, and the nodes of the cell with an input as bits
+_STEPS = (1000, 60, 20)  # into which each of one, two, or more budgets is divided
 
 
 def within_budget(
-    log_p: Tensor,
-    costs: Tensor,
-    budget: float,
-    nodes: int,
-    none: int | None = None,
-    least: float = 0.0,
-    resolution: int = 1000,
-) -> list[list[int]]:
-    """Operation indices by cell and edge: the most probable choice whose total cost is at most `budget`.
+    log_p: Tensor, costs: Tensor, nodes: int, none: int | None = None, least: float = 0.0
+) -> list[list[int]] | None:
+    """Operation indices by cell and edge: the most probable choice within all budgets; None if there is none.
 
-    A knapsack problem, solved by dynamic programming. Of the partial choices whose costs agree up to
-    ``budget / resolution``, only the most probable is kept. Costs are summed exactly, so the budget always holds. An
-    edge that starts at a node without input costs nothing, and its operation is `none`.
+    A knapsack problem, solved by dynamic programming. Of the partial choices whose costs agree up to a step of each
+    budget, only the most probable is kept. Costs are summed exactly, so the budgets always hold. An edge that starts at
+    a node without input costs nothing, and its operation is `none`.
 
     Parameters
     ----------
     log_p : Tensor
         Log-probabilities of the operations, ``[G, E, O]``, for G groups of cells that share α.
     costs : Tensor
-        Cost of each operation, ``[O]``.
-    budget : float
-        Largest total cost, in the unit of `costs`.
+        Costs of each operation as shares of the K budgets, ``[O, K]``.
     nodes : int
         Number of computed nodes of a cell; it has E edges.
     none : int, optional
         Index of the operation "none". Without it every edge is taken to have an input.
     least : float
-        Lower bound of the total cost, as a share of `budget`, or of the most expensive choice where that costs less.
-    resolution : int
-        Number of steps into which the budget is divided.
-
-    Raises
-    ------
-    AdaRecError
-        If the cheapest choice costs more than the budget.
+        Lower bound of the largest share that the choice has of a budget, or that the most expensive choice has where
+        that is less.
     """
-    limit = budget * (1 + 1e-6)
-    unit = max(limit, 1e-12) / resolution
-    prices = costs.tolist()
-    # Keys: rounded cost, and the nodes of the cell with an input as bits. Values: log-probability, cost, choice.
-    best: dict[tuple[int, int], _State] = {(0, 1): (0.0, 0.0, ())}
+    prices = [tuple(price) for price in costs.tolist()]
+    kinds = costs.shape[1]
+    steps = _STEPS[min(kinds, len(_STEPS)) - 1]
+    best: dict[_Key, _State] = {((0,) * kinds, 1): (0.0, (0.0,) * kinds, ())}
     for cell in log_p.tolist():
-        best = _most_probable((steps, 1, state) for (steps, _), state in best.items())  # node 0 is the cell's input
+        best = _most_probable(((spent, 1), state) for (spent, _), state in best.items())  # node 0 is the cell's input
         for (i, j), edge in zip(edges(nodes), cell, strict=True):
-            extended = []
-            for (_, alive), (score, used, choice) in best.items():
+            extended: list[tuple[_Key, _State]] = []
+            for (spent, alive), (score, used, choice) in best.items():
                 if none is not None and not alive >> i & 1:
-                    extended.append((round(used / unit), alive, (score, used, (*choice, none))))
+                    extended.append(((spent, alive), (score, used, (*choice, none))))
                     continue
                 for operation, price in enumerate(prices):
-                    if (total := used + price) <= limit:
+                    total = tuple(map(add, used, price))
+                    if max(total) <= 1 + 1e-6:
                         alive_after = alive if operation == none else alive | 1 << j
-                        state = (score + edge[operation], total, (*choice, operation))
-                        extended.append((round(total / unit), alive_after, state))
+                        key = tuple(round(steps * share) for share in total), alive_after
+                        extended.append((key, (score + edge[operation], total, (*choice, operation))))
             best = _most_probable(extended)
-        if not best:
-            raise AdaRecError(f"cost_budget: no choice of operations costs at most {budget:.4g}")
-    floor = least * min(budget, max(used for _, used, _ in best.values()))
-    flat = max(state for state in best.values() if state[1] >= floor)[2]
+    if not best:
+        return None
+    floor = least * min(1.0, max(max(used) for _, used, _ in best.values()))
+    flat = max(state for state in best.values() if max(state[1]) >= floor)[2]
     width = len(edges(nodes))
     return [list(flat[start : start + width]) for start in range(0, len(flat), width)]
 
 
-def _most_probable(states: Iterable[tuple[int, int, _State]]) -> dict[tuple[int, int], _State]:
-    """The most probable state for each rounded cost and set of nodes with an input."""
-    best: dict[tuple[int, int], _State] = {}
-    for steps, alive, state in states:
-        if (steps, alive) not in best or state[0] > best[steps, alive][0]:
-            best[steps, alive] = state
+def _most_probable(states: Iterable[tuple[_Key, _State]]) -> dict[_Key, _State]:
+    """The most probable state for each of the rounded costs and sets of nodes with an input."""
+    best: dict[_Key, _State] = {}
+    for key, state in states:
+        if key not in best or state[0] > best[key][0]:
+            best[key] = state
     return best

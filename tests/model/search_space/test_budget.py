@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.search_space.architecture import edges
 from recbole_adarec.model.search_space.budget import within_budget
 
@@ -52,10 +50,21 @@ def best_of_all(log_p, costs, budget, nodes):
 def test_the_most_probable_choice_within_a_budget_is_found(nodes, costs, budget, seed):
     generator = torch.Generator().manual_seed(seed)
     log_p = torch.randn(2, len(edges(nodes)), OPERATIONS, generator=generator, dtype=torch.double).log_softmax(-1)
-    arguments = log_p, torch.tensor(costs, dtype=torch.double), float(budget), nodes, NONE
-    best = best_of_all(log_p.tolist(), costs, budget, nodes)
+    shares = torch.tensor(costs, dtype=torch.double)[:, None] / max(budget, 1e-12)
+    assert within_budget(log_p, shares, nodes, NONE) == best_of_all(log_p.tolist(), costs, budget, nodes)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=3), st.integers(0, 1000))
+def test_every_one_of_several_budgets_holds(costs, seed):
+    log_p = torch.randn(2, 3, OPERATIONS, generator=torch.Generator().manual_seed(seed)).log_softmax(-1)
+    shares = torch.tensor(costs, dtype=torch.double) / torch.tensor([20.0, 12.0])
+    best = within_budget(log_p, shares, 2)
+    cheapest = shares[(shares.max(1).values).argmin()]
     if best is None:
-        with pytest.raises(AdaRecError, match="no choice of operations costs at most"):
-            within_budget(*arguments)
-        return
-    assert within_budget(*arguments) == best
+        assert (6 * cheapest > 1).any()
+    else:
+        assert (shares[torch.tensor(best).flatten()].sum(0) <= 1 + 1e-6).all()
+        freely = log_p.argmax(-1)
+        if (shares[freely.flatten()].sum(0) <= 1).all():
+            assert best == freely.tolist()

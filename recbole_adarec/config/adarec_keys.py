@@ -193,7 +193,7 @@ SECTIONS: tuple[Section, ...] = (
         Key("gumbel_decay", NUMBER, "Factor of the temperature after each epoch.", {"search": 0.9}, low=0, high=1),
         Key("cost", TEXT, "Cost of an operation: its parameters, its MACs, or its latency on this machine.",
             {"search": "params"}, choices=COSTS),
-        Key("cost_budget", NUMBER, "Largest cost of the student's layers as a share of the teacher's, without a budget; "
+        Key("cost_budget", NUMBER, "Largest cost of the student's layers, as a share of the teacher's, without budget; "
             "~: no limit.", {"search": 0.05}, optional=True, low=0),
         Key("budget", (float, dict), "Largest cost of the whole student: share of the teacher's bytes, or a mapping of "
             "bytes, parameters, macs, latency to shares of the teacher's, or above 1 to an amount (latency: "

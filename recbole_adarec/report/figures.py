@@ -95,6 +95,20 @@ def accuracy_figure(report: Mapping[str, Any]) -> go.Figure | None:
     return _scatter(points, f"test {metric_label(keys[0])}") if points else None
 
 
+def ladder_figure(report: Mapping[str, Any]) -> go.Figure | None:
+    """Validation log-likelihood of the finalists against bytes, the chosen one in blue; None with fewer than two."""
+    architecture = report.get("architecture") or {}
+    points = []
+    for row in (architecture.get("search") or {}).get("candidates") or []:
+        size, accuracy = number_at(row, "weights_bytes"), number_at(row, "final_log_likelihood")
+        if size and accuracy is not None:
+            repeats = number_at(row, "repeats") or 1
+            name = f"{row.get('hidden_size')} channels" + (f", {repeats:.0f} times" if repeats > 1 else "")
+            chosen = all(row.get(key) == architecture.get(key) for key in ("hidden_size", "repeats", "cells"))
+            points.append((size, accuracy, escape(name), BLUE if chosen else GREY))
+    return _scatter(points, "validation log-likelihood", "bytes") if len(points) > 1 else None
+
+
 def pareto_figure(points: Sequence[SizePoint], label: str, size: str = "layer parameters") -> go.Figure:
     """Test accuracy against parameters, with the Pareto front: points that no other is both smaller and better than.
 

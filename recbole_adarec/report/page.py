@@ -16,6 +16,7 @@ from recbole_adarec.report.figures import (
     accuracy_figure,
     alpha_figures,
     colour_of,
+    ladder_figure,
     last_alpha_figure,
     last_flow,
     layer_weight_figures,
@@ -81,7 +82,11 @@ def report_html(report: Mapping[str, Any], training_logs: Mapping[str, Any], ope
         *(_section("Teacher", _scrolling(table)) if (table := teachers_table(report, "html")) else ()),
         *(_section("Shorter histories", _scrolling(table)) if (table := histories_table(report, "html")) else ()),
         *_section("Architecture", _paragraph(architecture_summary(report)) + _cells_html(report)),
-        *_section("Search", _paragraph(search_summary(report)) + _scrolling(candidates_table(report, "html"))),
+        *_section(
+            "Search",
+            _paragraph(search_summary(report)) + _scrolling(candidates_table(report, "html")),
+            single_panel("Finalists: accuracy against size", ladder_figure(report)) or None,
+        ),
         *_alpha_section(training_logs, operations),
         *_transport_section(report, training_logs),
         *_section(

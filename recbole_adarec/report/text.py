@@ -327,11 +327,21 @@ def candidates_table(report: Mapping[str, Any], fmt: str) -> str:
         counts = row.get("operations") or {}
         operations = ", ".join(f"{format_number(number_at(counts, name), '{:.0f}')} {name}" for name in counts)
         measures = [format_number(number_at(row, f"{stage}_log_likelihood"), "{:.4f}") for stage in ("valid", "final")]
+        size = number_at(row, "weights_bytes")
+        measures.append(format_number(None if size is None else size / 1000, "{:,.0f}"))
+        measures.append(format_number(number_at(row, "worse_p"), "{:.3f}"))
         shape = format_number(number_at(row, "hidden_size"), "{:.0f}")
         if (repeats := number_at(row, "repeats") or 1) > 1:
             shape += f", {repeats:.0f} times"
         rows.append([shape, operations, *measures])
-    headers = ["hidden size", "operations of the candidate", "validation log-likelihood", "finalists, trained longer"]
+    headers = [
+        "hidden size",
+        "operations of the candidate",
+        "validation log-likelihood",
+        "finalists, trained longer",
+        "kB",
+        "p that it is as good as the best",
+    ]
     return text_table(headers, rows, fmt, left=2) if rows else ""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recbole_adarec.report.figures import pareto_figure
+from recbole_adarec.report.figures import ladder_figure, pareto_figure
 from recbole_adarec.report.page import report_html
 from recbole_adarec.report.text import candidates_table, comparison_table, report_markdown
 from recbole_adarec.report.writing import write_result
@@ -194,8 +194,27 @@ def test_candidates_are_listed_with_whole_counts(report: dict[str, Any], history
         }
     ]
     *_, row = candidates_table(report, "github").splitlines()
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["8", "1 conv_3, 2 skip", "-2.5000", "–"]
-    assert "1 conv_3, 2 skip" in report_html(report, history, OPERATIONS)
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["8", "1 conv_3, 2 skip", "-2.5000", "–", "–", "–"]
+    page = report_html(report, history, OPERATIONS)
+    assert "1 conv_3, 2 skip" in page and "Finalists" not in page
+
+
+def test_finalists_are_drawn_against_their_bytes(report: dict[str, Any], history: dict[str, Any]) -> None:
+    report["architecture"] |= {"hidden_size": 8, "repeats": 2}
+    same = {"cells": report["architecture"]["cells"], "operations": {"skip": 3}, "valid_log_likelihood": -2.5}
+    report["architecture"]["search"]["candidates"] = rows = [
+        {**same, "hidden_size": 8, "repeats": 2, "final_log_likelihood": -2.4, "weights_bytes": 8100, "worse_p": 0.25},
+        {**same, "hidden_size": 16, "repeats": 2, "final_log_likelihood": -2.3, "weights_bytes": 16100, "worse_p": 1.0},
+        {**same, "hidden_size": 16, "repeats": 1, "weights_bytes": 16050},
+    ]
+    figure = ladder_figure(report)
+    assert list(figure.data[0].x) == [8100, 16100] and list(figure.data[0].y) == [-2.4, -2.3]
+    assert list(figure.data[0].text) == ["8 channels, 2 times", "16 channels, 2 times"]
+    assert figure.data[0].marker.color[0] != figure.data[0].marker.color[1]
+    assert "Finalists: accuracy against size" in report_html(report, history, OPERATIONS)
+    assert "| 8 | 0.250 |" in re.sub(" +", " ", candidates_table(report, "github"))
+    del rows[1]
+    assert ladder_figure(report) is None
 
 
 def test_a_long_training_gives_a_short_table(report: dict[str, Any]) -> None:

@@ -67,6 +67,16 @@ def test_the_filter_is_the_moving_average_and_its_rescaled_rest():
         torch.testing.assert_close(layer(x)[:, t], low + layer.beta**2 * (x[:, t] - low), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [3, 50, 200])
+def test_the_filter_is_the_same_in_training_and_at_inference(length):
+    layer, x = CausalFilter(10), torch.randn(2, length, 10)
+    torch.nn.init.uniform_(layer.beta)
+    trained = layer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), trained, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(layer(x.half()).float(), trained, atol=5e-3, rtol=5e-3)
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_a_filter_layer_weighs_its_parts_and_has_none_without_weight(norm_first, weight):

@@ -28,7 +28,11 @@ class CausalFilter(nn.Module):
     ----------
     beta : nn.Parameter
         ``[C]``; starts at 1, where the filter is the identity.
+    window : int
+        Positions that an output depends on.
     """
+
+    window = max(WINDOWS)
 
     def __init__(self, size: int) -> None:
         super().__init__()

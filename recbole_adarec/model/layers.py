@@ -48,6 +48,7 @@ class CausalConv(nn.Module):
     def __init__(self, size: int, kernel: int, dilation: int = 1, bias: bool = True) -> None:
         super().__init__()
         self.kernel, self.dilation = kernel, dilation
+        self.window = (kernel - 1) * dilation + 1  # positions that an output depends on
         self.linear = nn.Linear(kernel * size, size, bias)
 
     @property

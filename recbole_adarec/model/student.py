@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from recbole_adarec.model.base import Encoding
 from recbole_adarec.model.cell_stack import CellStack
 from recbole_adarec.model.search_space.architecture import as_architecture, edges
 from recbole_adarec.model.search_space.cell import Cell, live_edges, repeated
+from recbole_adarec.model.search_space.last_positions import last_outputs, operations_of, wanted_positions
 
 
 class AdaRecStudent(CellStack):
@@ -50,6 +52,8 @@ class AdaRecStudent(CellStack):
         self._calls = [
             [_edge_call(i, edge) for (i, _), edge in zip(edges(nodes), cell.edges, strict=True)] for cell in stack
         ]
+        self._operations = [operations_of(cell) for cell in stack]
+        self._wanted = wanted_positions(stack)
 
     def encode(self, item_seq: Tensor) -> Encoding:
         """Hidden states of sequences of item ids ``[B, L]``, with the outputs of all cells as layers."""
@@ -67,6 +71,19 @@ class AdaRecStudent(CellStack):
             return results[key]
 
         return self.encode_edges(item_seq, edge)
+
+    def last_state(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
+        """The state after each sequence, ``[B, C]``; of one sequence no position is computed that it does not need."""
+        if self.training or len(item_seq) > 1:
+            return super().last_state(item_seq, lengths)
+        x = self.item_table(item_seq[:, : int(lengths[0])])
+        for number, cell in enumerate(self.cells):
+            x = cell(x, partial(self._last_outputs, number), last=self._wanted[number].of_output)
+        return x[:, -1]
+
+    def _last_outputs(self, cell: int, index: int, source: Tensor) -> Tensor | None:
+        operation = self._operations[cell][index]
+        return None if operation is None else last_outputs(operation, source, self._wanted[cell].of_edges[index])
 
 
 def _edge_call(source: int, edge: nn.ModuleDict) -> tuple[Callable[[Tensor], Tensor] | None, tuple[int, str] | None]:

@@ -66,8 +66,8 @@ class Cell(nn.Module):
         else:
             nn.init.constant_(self.norm.weight, 0.1)  # nearly the identity at first, as the teacher's blocks are
 
-    def forward(self, x: Tensor, edge: Edge, node_hook: NodeHook | None = None) -> Tensor:
-        """Output of the cell, ``[B, L, C]``.
+    def forward(self, x: Tensor, edge: Edge, node_hook: NodeHook | None = None, last: int | None = None) -> Tensor:
+        """Output of the cell, ``[B, L, C]``, or at the last positions alone.
 
         A node without input has no outgoing edges. A cell in which no node has an input is the identity.
 
@@ -81,6 +81,8 @@ class Cell(nn.Module):
         node_hook : callable, optional
             Is called with the number of each computed node, from 1, and its value. Returns the tensor to use in place
             of that value.
+        last : int, optional
+            Positions of the output, the last ones of x. Nodes then have as many or more, as `edge` gives them.
         """
         sources: list[Tensor | None] = [self._source(x)]
         mixed: Tensor | None = None
@@ -97,9 +99,11 @@ class Cell(nn.Module):
             if node is not None and node_hook is not None:
                 node = node_hook(j, node)
             if node is not None:
-                mixed = weights[j - 1] * node if mixed is None else torch.addcmul(mixed, node, weights[j - 1])
+                part = node if last is None else node[:, -last:]
+                mixed = weights[j - 1] * part if mixed is None else torch.addcmul(mixed, part, weights[j - 1])
             if j < self.nodes:  # the last node has no outgoing edges
                 sources.append(None if node is None else self._source(node))
+        x = x if last is None else x[:, -last:]
         if mixed is None:
             return x
         return self.norm(x + self.dropout(mixed)) if self.residual else x + F.relu(self.norm(mixed))

@@ -1,4 +1,9 @@
-"""The modules of the operations: each is causal, maps ``[B, L, C]`` to ``[B, L, C]``, and zeros to zeros."""
+"""The modules of the operations: each is causal, maps ``[B, L, C]`` to ``[B, L, C]``, and zeros to zeros.
+
+Where only the last output is wanted, most of the work can be left out. The attribute ``window`` of a module is the
+number of positions that an output depends on, its own included. A module whose outputs depend on all earlier positions
+may have a method ``last(x, positions)`` in its place: the outputs at the last positions alone.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +41,7 @@ class SepConv(nn.Module):
         super().__init__()
         self.dilation = dilation
         self.delays = [(kernel - 1 - k) * dilation for k in range(kernel)]
+        self.window = self.delays[0] + 1
         self.depthwise = nn.Parameter(torch.empty(kernel, size).uniform_(-1, 1) * kernel**-0.5)
         self.linear = nn.Linear(size, size, bias=False)
 
@@ -83,7 +89,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
         query, key = self.linear(x).split(self.width, -1)
-        distance, mask = _attention_bias_for(query)
+        return self._attend(query, key, x)
+
+    def last(self, x: Tensor, positions: int) -> Tensor:
+        """The outputs at the last positions alone, ``[B, positions, C]``."""
+        query, key = self.linear(x).split(self.width, -1)
+        return self._attend(query[:, -positions:], key, x)
+
+    def _attend(self, query: Tensor, key: Tensor, x: Tensor) -> Tensor:
+        distance, mask = _attention_bias_for(query, key)
         bias = torch.addcmul(mask, distance, self.slope, value=-1).to(query.dtype)
         logits = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=self.width**-0.5)
         return torch.bmm(logits.softmax(-1), x)
@@ -107,11 +121,13 @@ def attention_bias(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
 _cached_attention_bias = lru_cache(64)(torch.inference_mode(False)(attention_bias))
 
 
-def _attention_bias_for(query: Tensor) -> tuple[Tensor, Tensor]:
-    """`attention_bias` for queries ``[..., L, C]``, from a cache."""
+def _attention_bias_for(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """`attention_bias` for keys ``[..., L, C]`` and the queries of the last of them, from a cache."""
     # torch.export and torch.compile trace with tensors that hold no values. The cache must not see those.
     traced = type(query) is not Tensor or torch.compiler.is_compiling()
-    return (attention_bias if traced else _cached_attention_bias)(query.shape[-2], query.device)
+    distance, mask = (attention_bias if traced else _cached_attention_bias)(key.shape[-2], key.device)
+    queries = query.shape[-2]
+    return (distance, mask) if queries == key.shape[-2] else (distance[-queries:], mask[-queries:])
 
 
 class MultiHeadAttention(nn.Module):
@@ -136,7 +152,15 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
         heads = self.enter(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3)  # [B, heads, 3, L, C / heads]
         query, key, value = heads.unbind(2)
-        distance, mask = _attention_bias_for(query)
+        return self._attend(query, key, value)
+
+    def last(self, x: Tensor, positions: int) -> Tensor:
+        """The outputs at the last positions alone, ``[B, positions, C]``."""
+        query, key, value = self.enter(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
+        return self._attend(query[:, :, -positions:], key, value)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        distance, mask = _attention_bias_for(query, key)
         logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + (mask - self.slope * distance)
         return self.leave((logits.softmax(-1) @ value).transpose(1, 2).flatten(2))
 
@@ -149,6 +173,8 @@ class FeedForward(nn.Module):
     size : int
         Channels C; there are 2 C between the matrices.
     """
+
+    window = 1
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -166,6 +192,8 @@ class GatedFeedForward(nn.Module):
     size : int
         Channels C; W_1 and W_2 have 2 C rows.
     """
+
+    window = 1
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -222,7 +250,7 @@ class MaxPool(nn.Module):
 
     def __init__(self, kernel: int) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.kernel = self.window = kernel
 
     def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
         padded = left_pad(x, self.kernel - 1)
@@ -242,7 +270,7 @@ class AvgPool(nn.Module):
 
     def __init__(self, kernel: int) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.kernel = self.window = kernel
 
     def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
         length, padded = x.shape[1], left_pad(x, self.kernel - 1)
@@ -254,6 +282,8 @@ class AvgPool(nn.Module):
 
 class Zero(nn.Module):
     """The operation "none": zeros. A cell does not run it but leaves the edge out."""
+
+    window = 1
 
     def forward(self, x: Tensor) -> Tensor:  # [B, L, C]
         return torch.zeros_like(x)

@@ -130,8 +130,8 @@ SECTIONS: tuple[Section, ...] = (
     Section("Size and dropout", (
         Key("hidden_size", INT, "Channels. A student's are in its architecture.",
             {"teacher": 64, "search": 32, "cprec": 64}, low=1),
-        Key("dropout_prob", NUMBER, "Dropout; in supernet and student that of embedding and output.",
-            {"teacher": 0.5, "search": 0.05, "student": 0.05, "cprec": 0.4}, low=0, high=0.99),
+        Key("dropout_prob", NUMBER, "Dropout; in supernet and student that of embedding, output and residual cells.",
+            {"teacher": 0.5, "search": 0.05, "student": 0.1, "cprec": 0.4}, low=0, high=0.99),
         Key("attn_dropout_prob", NUMBER, "Dropout of attention weights. ~: dropout_prob.", {"teacher": None},
             optional=True, low=0, high=0.99),
         Key("full_dropout_at", NUMBER, "Parameters for each target below which CpRec has less dropout; 0: never.",
@@ -162,17 +162,17 @@ SECTIONS: tuple[Section, ...] = (
             low=0, high=1),
     )),
     Section("The supernet", (
-        Key("cells", INT, "Cells S, one after the other.", {"search": 4}, low=1),
+        Key("cells", INT, "Cells S, one after the other.", {"search": 2}, low=1),
         Key("repeats", INT, "How many times all cells are applied in the search: with the same operations and alpha, "
-            "and norms of their own.", {"search": 1}, low=1),
+            "and norms of their own.", {"search": 2}, low=1),
         Key("nodes", INT, "Computed nodes of a cell; 2 nodes have 3 edges, 3 nodes have 6.", {"search": 2}, low=1,
             high=64),
         Key("cell_form", TEXT, "What surrounds the operations of a cell: relu: ReLU before them and after the sum; "
-            "residual: nothing before, LayerNorm of input plus sum.", {"search": "relu"}, choices=CELL_FORMS),
+            "residual: nothing before, LayerNorm of input plus sum.", {"search": "residual"}, choices=CELL_FORMS),
         Key("operations", (list,), "Candidate operations of an edge. The paper's conv_3, conv_5, dilated_conv_3 and "
-            "dilated_conv_5 cost 3 to 5 times as much as sep_conv; min_gru costs twice as much and was rarely chosen.",
-            {"search": ["sep_conv_3", "sep_conv_5", "dilated_sep_conv_3", "dilated_sep_conv_5", "attention",
-                        "max_pool_3", "avg_pool_3", "skip", "none"]},
+            "dilated_conv_5 cost 3 to 5 times as much as sep_conv; recurrences take longer and were rarely chosen.",
+            {"search": ["multi_head_attention", "attention", "filter", "feed_forward", "sep_conv_3", "sep_conv_5",
+                        "skip", "none"]},
             choices=OPERATIONS, registry=registered_operations, each=(str,), nonempty=True),
         Key("share_cells", FLAG, "True: all cells share one alpha, as in the paper; False: each cell has its own.",
             {"search": False}),
@@ -216,7 +216,7 @@ SECTIONS: tuple[Section, ...] = (
         Key("finalist_epochs", INT, "Epochs that the best of each size is trained to choose the size; fewer on large "
             "datasets, down to a part of one.", {"search": 6}, low=1),
         Key("size_level", NUMBER, "Level of the one-sided paired test by which a finalist is worse than the best; the "
-            "smallest that is not is chosen. 0.5: the best.", {"search": 0.5}, low=0, high=1),
+            "smallest that is not is chosen. 0.5: the best.", {"search": 0.05}, low=0, high=1),
     )),
     Section("The student", (
         Key("architecture", (str, dict), "Architecture file; given for a run, it is trained without a search.",

@@ -38,7 +38,7 @@ def test_student_equals_the_supernet_on_its_path(ml100k, form, repeats):
     for seed in range(5):
         torch.manual_seed(seed)
         sample = supernet.sample(1.0)
-        names = tuple(tuple(supernet.operations[o] for o in cell) for cell in sample.choice[:4])
+        names = tuple(tuple(supernet.operations[o] for o in cell) for cell in sample.choice[: supernet.cell_count])
         config = make_config("student", architecture=Architecture(supernet.hidden_size, names, form, repeats).to_dict())
         student = get_model("AdaRecStudent")(config, ml100k.train._dataset).eval()
         weights = supernet.state_dict()
@@ -66,7 +66,7 @@ def test_gradient_of_the_gates_is_that_of_the_full_mixture(ml100k, frozen, share
     sample = supernet.sample(1.0)
 
     def mixture(cell, number, source):
-        gates = sample.gates[0 if share else cell % 4, number]
+        gates = sample.gates[0 if share else cell % supernet.cell_count, number]
         modules = supernet.cells[cell].edges[number]
         return sum(gates[o] * modules[name](source) for o, name in enumerate(supernet.operations))
 
@@ -206,11 +206,11 @@ def test_every_candidate_is_within_a_share_of_the_teachers_layers(ml100k, cost):
     supernet, teacher = limited(ml100k, cost_budget=0.3, cost=cost)
     with torch.no_grad():  # the search prefers what is expensive
         supernet.alpha[..., supernet.operations.index("sep_conv_5")] = 5.0
-    shapes = [Shape(64, 1), Shape(16, 1), Shape(24, 2)]
+    shapes = [Shape(64, 2), Shape(16, 2), Shape(24, 1)]
     candidates = supernet.candidates(shapes, 3, 1.0, torch.Generator().manual_seed(0))
     assert len(candidates) == len(set(candidates)) == 9 and candidates[0] == supernet.derive()
     assert [architecture.hidden_size for architecture in candidates] == [64] * 3 + [16] * 3 + [24] * 3
-    assert [architecture.repeats for architecture in candidates] == [1] * 6 + [2] * 3
+    assert [architecture.repeats for architecture in candidates] == [2] * 6 + [1] * 3
     limit = supernet.limits[0].amount
     assert cost == "latency" or limit == pytest.approx(0.3 * layers_cost(teacher, cost))
     assert cost != "params" or limit == pytest.approx(0.3 * count_parameters(teacher)["layers"])

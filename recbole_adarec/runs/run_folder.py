@@ -21,6 +21,7 @@ from recbole_adarec import distributed
 from recbole_adarec.config.schema import KEYS, split_prefix
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.storage.files import plain, write_text
+from recbole_adarec.storage.properties import PROPERTIES
 from recbole_adarec.storage.yaml_files import load_yaml
 
 # Keys that change no result: they may differ between two calls that continue the same run.
@@ -30,7 +31,6 @@ _NEUTRAL_KEYS = {
     "config_files", "wandb_project", "data_path", "teacher_cache_mb", "worker", "eval_scores_mb",
     "nproc", "ip", "port", "group_offset", "teachers_at_a_time",
 }  # fmt: skip
-_NOT_WRITTEN = {"MAX_ITEM_LIST_LENGTH": 50}  # in some folders of version 0.1.0, where it was RecBole's
 _NEEDED_BYTES = 64 * 2**20
 RECBOLE_LOGS = Path("log/AdaRec")  # RecBole logs into log/<model>/ of the current folder
 
@@ -220,7 +220,10 @@ def check_same(stored: dict[str, Any], values: dict[str, Any], path: Path) -> No
     AdaRecError
         If a key that changes results differs: names the first one.
     """
-    stored, current = _NOT_WRITTEN | stored, plain(values)
+    # What version 0.1.0 had where its folders do not say it; MAX_ITEM_LIST_LENGTH was RecBole's.
+    former = {"MAX_ITEM_LIST_LENGTH": 50} | load_yaml(PROPERTIES / "students_0_1_0.yaml")
+    current = plain(values)
+    stored = {key: value for key, value in former.items() if key in current} | stored
     for key in sorted(set(stored) | set(current)):
         newer = key not in stored and current[key] == default_of(key)  # a key's default leaves older runs as they were
         if changes_results(key) and stored.get(key) != current.get(key) and not newer:

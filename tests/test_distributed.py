@@ -61,9 +61,11 @@ def assert_same_training(one: Path, two: Path) -> None:
     [
         {"item_loss": "chunked"},
         {"item_loss": "sampled", "sampled_items": 30},
-        {"item_table": "adaptive", "item_blocks": 2, "student_item_codes": 3, "student_item_code_epochs": 2},
+        # Codes magnify what is rounded differently, and the more so the more layers there are.
+        {"item_table": "adaptive", "item_blocks": 2, "student_item_codes": 3, "student_item_code_epochs": 2,
+         "search_repeats": 1, "search_cell_form": "relu"},
     ],
-)
+)  # fmt: skip
 def test_two_processes_train_as_one_with_the_doubled_batch(
     tiny: Path, tmp_path: Path, values: dict[str, object]
 ) -> None:

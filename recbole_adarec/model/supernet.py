@@ -253,7 +253,7 @@ class AdaRecSupernet(CellStack):
             if cheapest > limit.amount:
                 raise AdaRecError(
                     f"{limit.key}: no student costs so little; the cheapest with hidden_size {self.hidden_size} and "
-                    f"{self.cell_count} cells of {self.nodes} nodes costs {cheapest / limit.amount:.3g} times as much"
+                    f"{self.cell_count} cells of {self.nodes} nodes costs {cheapest:.6g}, allowed is {limit.amount:.6g}"
                 )
             if all(self._cheapest(shape, limit) > limit.amount for shape in self.shapes):
                 raise AdaRecError(

@@ -54,7 +54,8 @@ def run_stage(
             model, results = train(stage_config, data.for_stage(stage_config))
         seconds = time.perf_counter() - start
         if distributed.is_first():
-            save_model(path, model, stage_config, seconds=seconds, **results)
+            stored = stage_config["stored_weights"] if name == "student" else "float32"
+            save_model(path, model, stage_config, stored, seconds=seconds, **results)
         distributed.barrier()
         getLogger().info(f"{name} is finished after {seconds:.1f} s")
     return load_state(path, expected=MODELS[name])

@@ -15,7 +15,9 @@ FORMAT = "recbole-adarec-model/2"  # format 1 had no priors, and other layers un
 FORMAT_3 = "recbole-adarec-model/3"  # with weights in fewer bits
 
 
-def save_model(path: str | Path, model: torch.nn.Module, config: Any, **extra: Any) -> None:
+def save_model(
+    path: str | Path, model: torch.nn.Module, config: Any, stored_weights: str = "float32", **extra: Any
+) -> None:
     """Write a model file.
 
     Parameters
@@ -25,20 +27,20 @@ def save_model(path: str | Path, model: torch.nn.Module, config: Any, **extra: A
     model : Module
         A model of this package, with the attribute ``n_items``.
     config : recbole.config.Config
-        The configuration that the model was built from. ``stored_weights`` is the form of the weights: in any other
-        than ``float32`` they are rounded in the file.
+        The configuration that the model was built from.
+    stored_weights : str
+        Form of the weights, see `packed`; in any other than ``float32`` they are rounded in the file.
     **extra
         Further entries, plain values and tensors: results, training log, state of the distillation.
     """
-    stored = config["stored_weights"] or "float32"
     save_checkpoint(
         path,
         {
-            "format": FORMAT if stored == "float32" else FORMAT_3,
+            "format": FORMAT if stored_weights == "float32" else FORMAT_3,
             "model": config["model"],
             "config": config.final_config_dict,
             "n_items": model.n_items,
-            "state_dict": packed(model.state_dict(), stored),
+            "state_dict": packed(model.state_dict(), stored_weights),
             **extra,
         },
     )

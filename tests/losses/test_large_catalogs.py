@@ -131,7 +131,7 @@ def test_mixed_precision_trains_to_nearly_the_same_losses(tiny, tmp_path):
         "data_path": str(tiny), "teacher_epochs": 3, "search_epochs": 2, "student_epochs": 2, "hidden_size": 16,
         "block_num": 1, "distilled_layers": 2, "train_batch_size": 100, "latency_repeats": 2, "show_progress": False,
         "cost_budget": None, "candidate_sizes": None, "backbone": "NextItNet",
-        "alpha_warmup": 0, "dropout_prob": 0.0,
+        "alpha_warmup": 0, "dropout_prob": 0.0, "stored_weights": "float32",
     }  # fmt: skip
     for amp in (False, True):
         run_adarec("tiny", config_dict=values | {"enable_amp": amp}, run_dir=tmp_path / str(amp))

@@ -221,7 +221,9 @@ def test_a_budget_is_refused_before_the_choice_only_if_no_mean_admits_a_student(
         return Run(RunConfig(resolve_user_config("tiny", [], values)))
 
     assert checked(small, large)
-    with pytest.raises(AdaRecError, match="cost_budget: no student costs at most 0.02"):
+    with pytest.raises(
+        AdaRecError, match="cost_budget: 0.02 of the teacher's layers .params.: no student costs so little"
+    ):
         checked(small, small)
 
 

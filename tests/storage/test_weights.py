@@ -41,10 +41,10 @@ def test_rounding_is_close_and_done_once(rows, columns, exponent, kind):
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
 def test_a_file_gives_back_what_was_rounded(ml100k, tmp_path, kind):
-    config = make_config("student", architecture=ARCHITECTURE, stored_weights=kind)
+    config = make_config("student", architecture=ARCHITECTURE)
     model = get_model("AdaRecStudent")(config, ml100k.train._dataset).eval()
     model.load_state_dict(unpacked(packed(model.state_dict(), kind)))
-    save_model(tmp_path / "student.pth", model, config)
+    save_model(tmp_path / "student.pth", model, config, kind)
     loaded = load_model(tmp_path / "student.pth", expected="AdaRecStudent")
     sequences, lengths = torch.randint(1, 1000, (4, 9)), torch.tensor([9, 9, 3, 1])
     assert torch.equal(model.scores(sequences, lengths), loaded.scores(sequences, lengths))
@@ -57,7 +57,7 @@ def test_a_file_gives_back_what_was_rounded(ml100k, tmp_path, kind):
 
 def test_a_matrix_without_its_scales_is_refused(ml100k, tmp_path):
     config = make_config("student", architecture=ARCHITECTURE)
-    save_model(tmp_path / "student.pth", get_model("AdaRecStudent")(config, ml100k.train._dataset), config)
+    save_model(tmp_path / "student.pth", get_model("AdaRecStudent")(config, ml100k.train._dataset), config, "int8")
     content = load_checkpoint(tmp_path / "student.pth")
     del content["state_dict"]["item_table.embedding.weight.scale"]
     save_checkpoint(tmp_path / "student.pth", content)

@@ -255,17 +255,17 @@ class AdaRecSupernet(CellStack):
                     f"{limit.key}: no student costs so little; the cheapest with hidden_size {self.hidden_size} and "
                     f"{self.cell_count} cells of {self.nodes} nodes costs {cheapest:.6g}, allowed is {limit.amount:.6g}"
                 )
-            if all(self._cheapest(shape, limit) > limit.amount for shape in self.shapes):
-                raise AdaRecError(
-                    f"{limit.key}: no student of the candidate_sizes {sorted({shape.size for shape in self.shapes})} "
-                    "costs so little"
-                )
             prices, _ = self._prices(self.shape, limit)
             extra = (prices - prices.min()) * (self.cell_count / len(self.alpha))
             self.affordable &= (cheapest + extra <= limit.amount * (1 + 1e-6)).to(self.affordable.device)
+        if not any(self._fits(shape) for shape in self.shapes):
+            raise AdaRecError(
+                f"{' and '.join(limit.key for limit in limits)}: no student of the candidate_sizes "
+                f"{sorted({shape.size for shape in self.shapes})} costs so little"
+            )
 
     def beyond_budget(self) -> list[str]:
-        """Names of the operations that no architecture within the cost limit can contain."""
+        """Names of the operations that no architecture within the limits can contain."""
         return [name for name, kept in zip(self.operations, self.affordable.tolist(), strict=True) if not kept]
 
     def cost(self, gates: Tensor) -> Tensor:
@@ -321,7 +321,7 @@ class AdaRecSupernet(CellStack):
         none = self.operations.index("none") if "none" in self.operations else None
         best = within_budget(log_p, torch.stack(shares, 1), self.nodes, none, self.cost_floor)
         if best is None:
-            raise AdaRecError(f"{' and '.join(limit.key for limit in self.limits)}: no student is within both")
+            raise AdaRecError(f"{' and '.join(limit.key for limit in self.limits)}: no student is within all of these")
         return self._per_cell(torch.tensor(best))
 
     def derive(self) -> Architecture:
@@ -347,7 +347,7 @@ class AdaRecSupernet(CellStack):
         """
         architectures: list[Architecture] = []
         for shape in shapes:
-            if any(self._cheapest(shape, limit) > limit.amount for limit in self.limits):
+            if not self._fits(shape):
                 continue
             alike = [self._architecture(self.derived_choice(shape), shape)]
             for _ in range(20 * (number - 1)):
@@ -357,6 +357,10 @@ class AdaRecSupernet(CellStack):
                     alike.append(drawn)
             architectures += alike
         return architectures
+
+    def _fits(self, shape: Shape) -> bool:
+        """Whether the cheapest architecture of a shape is within each limit."""
+        return all(self._cheapest(shape, limit) <= limit.amount for limit in self.limits)
 
     def _cheapest(self, shape: Shape, limit: Limit) -> float:
         """Cost of the cheapest architecture of a shape, in the unit of a limit."""

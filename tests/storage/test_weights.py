@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recbole.utils import get_model
 
+from recbole_adarec import run_adarec
+from recbole_adarec.config.schema import STAGES
 from recbole_adarec.errors import AdaRecError
 from recbole_adarec.model.stored import load_model
 from recbole_adarec.storage.files import load_checkpoint, save_checkpoint
 from recbole_adarec.storage.model_files import FORMAT, FORMAT_3, save_model
 from recbole_adarec.storage.weights import packed, stored_bytes, unpacked
-from tests.helpers import make_config
+from tests.helpers import SMALL, make_config
 
 ARCHITECTURE = {
     "format": "recbole-adarec-architecture/2", "hidden_size": 32, "cell_form": "residual", "repeats": 2,
@@ -63,3 +65,15 @@ def test_a_matrix_without_its_scales_is_refused(ml100k, tmp_path):
     save_checkpoint(tmp_path / "student.pth", content)
     with pytest.raises(AdaRecError, match="the weights of this AdaRecStudent do not fit its configuration"):
         load_model(tmp_path / "student.pth", expected="AdaRecStudent")
+
+
+def test_teachers_are_not_rounded(tiny, tmp_path):
+    values = {**SMALL, "data_path": str(tiny), "stored_weights": "float16"}
+    report = run_adarec("tiny", config_dict=values, run_dir=tmp_path / "run")
+    formats = {stage: load_checkpoint(tmp_path / "run" / f"{stage}.pth")["format"] for stage in STAGES}
+    assert formats == {"teacher": FORMAT, "search": FORMAT, "student": FORMAT_3}
+    teacher = load_checkpoint(tmp_path / "run" / "teacher.pth")["state_dict"]
+    assert not all(torch.equal(t, t.half().float()) for t in teacher.values() if t.is_floating_point())
+    for model in report["models"]:
+        state = load_checkpoint(tmp_path / "run" / f"{model['name']}.pth")["state_dict"]
+        assert model["weights_bytes"] == stored_bytes(state)

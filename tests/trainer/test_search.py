@@ -272,6 +272,18 @@ def test_a_budget_that_cannot_be_is_refused(ml100k, budget, message):
         limited(ml100k, budget=budget)
 
 
+def test_budgets_that_no_shape_meets_together_are_refused(ml100k):
+    message = (
+        r"budget: bytes 150000 and budget: parameters 50000: no student of the candidate_sizes \[32, 64\] costs so"
+    )
+    small = {"search_hidden_size": 16, "budget": {"bytes": 150_000, "parameters": 90_000}}
+    assert limited(ml100k, **small, candidate_sizes=[32])[0].candidates([Shape(32, 1)], 1, 1.0, torch.Generator())
+    with pytest.raises(AdaRecError, match=message):
+        limited(ml100k, **small | {"budget": {"bytes": 150_000, "parameters": 50_000}}, candidate_sizes=[32, 64])
+    with pytest.raises(AdaRecError, match="budget: it counts a full item table, and item_table is adaptive"):
+        limited(ml100k, **small, item_table="adaptive")
+
+
 @pytest.mark.parametrize("cost", ["params", "latency"])
 def test_measuring_costs_does_not_change_the_random_numbers(ml100k, cost):
     operation_cost.cache_clear()

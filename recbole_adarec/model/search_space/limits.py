@@ -65,7 +65,17 @@ def student_limits(config: Any, teacher: Any, times: float = 1.0) -> list[Limit]
     -------
     list of Limit
         Empty without budgets.
+
+    Raises
+    ------
+    AdaRecError
+        If ``budget`` is of an unknown kind or no positive number, or is given with an adaptive item table.
     """
+    if config["budget"] is not None and config["item_table"] == "adaptive":
+        raise AdaRecError(
+            "budget: it counts a full item table, and item_table is adaptive; give total_budget and cost_budget, or "
+            "--item_table=full"
+        )
     limits = []
     if config["budget"] is None and (share := config["cost_budget"]) is not None:
         key = f"cost_budget: {share} of the teacher's layers ({config['cost']})"

@@ -217,7 +217,7 @@ class Run:
                 **supernet.alpha_statistics(),
                 "temperature": log[-1]["temperature"] if log else None,
                 "cost_kind": config["cost"],
-                "cost_budget": config["cost_budget"],
+                "cost_budget": config["cost_budget"] if config["budget"] is None else None,
             },
         }
 

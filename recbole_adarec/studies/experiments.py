@@ -188,7 +188,9 @@ def ablation(study: ArmStudy, only: Sequence[str] = ()) -> dict[str, Any]:
     # On one level an epoch goes over all users, on two levels over part of them: w makes as many steps in both.
     config = stage_config(study.values, "search")
     epochs = max(1, round(config["epochs"] * (1 - config["alpha_users"])))
-    budget = config["cost_budget"]
+    # A budget of the whole student is in the place of that of its layers.
+    budget = config["cost_budget"] if config["budget"] is None else None
+    no_budget = {"cost_budget": None} if config["budget"] is None else {"cost_budget": None, "budget": None}
     changes: dict[str, dict[str, Any]] = {
         "no distillation": {"gamma": 0.0},
         "no cross entropy": {"loss_ce": False},
@@ -198,7 +200,7 @@ def ablation(study: ArmStudy, only: Sequence[str] = ()) -> dict[str, Any]:
         **{f"mapping {name}": {"layer_mapping": name} for name in MAPPINGS if name not in ("emd", "none")},
         "single level": {"bilevel": False, "search_epochs": epochs},
         **{f"budget {times * budget:.4g}": {"cost_budget": times * budget} for times in BUDGETS if budget},
-        **{f"no budget, beta {beta}": {"cost_budget": None, "beta": beta} for beta in BETAS},
+        **{f"no budget, beta {beta}": {**no_budget, "beta": beta} for beta in BETAS},
     }
     arms = select_arms([Arm(name, values, (("teacher", "search"),)) for name, values in changes.items()], only)
     whole = study.run([Arm("search", {})])["search"]
